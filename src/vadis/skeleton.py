@@ -1,0 +1,197 @@
+"""Joint trees: names, parents and rest offsets, with forward kinematics.
+
+`SMPL22` is the skeleton that every model here speaks: the first 22 joints of SMPL in SMPL order, standing in a T-pose
+(arms along +-X, left is +X, legs down, facing +Z). Its offsets are our own: median bone lengths and directions measured
+from the CMU recordings, made left-right symmetric. No licensed body model is involved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vadis.errors import SkeletonError
+
+SMPL22_NAMES = (
+    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
+    "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder",
+    "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
+)  # fmt: skip
+SMPL22_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19)
+
+
+def _mirror_name(name: str) -> str:
+    for left, right in (("left", "right"), ("Left", "Right"), ("L_", "R_"), ("l_", "r_")):
+        if left in name:
+            return name.replace(left, right, 1)
+        if right in name:
+            return name.replace(right, left, 1)
+    for left, right in (("_L", "_R"), ("_l", "_r")):
+        if name.endswith(left):
+            return name[: -len(left)] + right
+        if name.endswith(right):
+            return name[: -len(right)] + left
+    for left, right in (("l", "r"), ("L", "R")):  # Daz and ASF names: lShldr, rShldr, lfemur, rfemur, LThumb
+        if name[:1] == left:
+            return right + name[1:]
+        if name[:1] == right:
+            return left + name[1:]
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """A joint tree at rest.
+
+    Args:
+        names: J joint names, unique.
+        parents: J indices, -1 for the root (joint 0), every parent before its children.
+        offsets: `(J, 3)` metres, from the parent in the rest pose; row 0 is zero.
+        name: what kind of skeleton it is ("smpl22", "cmu31", …) or "" when unknown.
+        end_sites: leaf joint -> `(3,)` metres, tips that carry no rotation (BVH End Site).
+
+    Raises SkeletonError when the tree is not a tree in parent-before-child order.
+    """
+
+    names: tuple[str, ...]
+    parents: tuple[int, ...]
+    offsets: Tensor
+    name: str = ""
+    end_sites: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if count == 0 or len(self.parents) != count or tuple(self.offsets.shape) != (count, 3):
+            raise SkeletonError(
+                f"a skeleton needs equally many names, parents and offsets; got {count}, {len(self.parents)} and "
+                f"{tuple(self.offsets.shape)}."
+            )
+        if self.parents[0] != -1 or any(not 0 <= p < j for j, p in enumerate(self.parents) if j):
+            raise SkeletonError("joint 0 must be the only root and every parent must come before its children.")
+        if len(set(self.names)) != count:
+            double = sorted({n for n in self.names if self.names.count(n) > 1})
+            raise SkeletonError(f"joint names must be unique; {', '.join(double[:5])} occur more than once.")
+
+    @property
+    def num_joints(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """Index of the joint called `name`; SkeletonError lists the known names otherwise."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise SkeletonError(f"no joint {name!r}; this skeleton has {', '.join(self.names)}.") from None
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(c for c, p in enumerate(self.parents) if p == j) for j in range(self.num_joints))
+
+    @cached_property
+    def levels(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Joints grouped by depth below the root as (joints, parents) index tensors: one batched step per level."""
+        depth = [0] * self.num_joints
+        for j, p in enumerate(self.parents[1:], start=1):
+            depth[j] = depth[p] + 1
+        groups = []
+        for d in range(1, max(depth) + 1):
+            joints = [j for j in range(self.num_joints) if depth[j] == d]
+            groups.append((torch.tensor(joints), torch.tensor([self.parents[j] for j in joints])))
+        return tuple(groups)
+
+    @cached_property
+    def mirror_indices(self) -> Tensor:
+        """For every joint the index of its left-right counterpart (itself when it has none)."""
+        place = {n: j for j, n in enumerate(self.names)}
+        return torch.tensor([place.get(_mirror_name(n), j) for j, n in enumerate(self.names)])
+
+    @cached_property
+    def rest_positions(self) -> Tensor:
+        """Rest joint positions `(J, 3)` in metres, root at the origin."""
+        positions = torch.zeros_like(self.offsets)
+        for j, p in enumerate(self.parents[1:], start=1):
+            positions[j] = positions[p] + self.offsets[j]
+        return positions
+
+    @cached_property
+    def rest_height(self) -> float:
+        """Vertical extent of the rest pose in metres, end sites included."""
+        y = [self.rest_positions[:, 1]]
+        y += [(self.rest_positions[j] + tip)[None, 1] for j, tip in self.end_sites.items()]
+        heights = torch.cat(y)
+        return float(heights.max() - heights.min())
+
+    def global_rotations(self, rotations: Tensor) -> Tensor:
+        """Local rotations `(..., J, 3, 3)` to world rotations of the same shape."""
+        world = rotations.clone()
+        for joints, parents in self.levels:
+            world[..., joints, :, :] = world[..., parents, :, :] @ rotations[..., joints, :, :]
+        return world
+
+    def local_rotations(self, world: Tensor) -> Tensor:
+        """World rotations `(..., J, 3, 3)` to local ones: the inverse of `global_rotations`."""
+        parents = torch.tensor(self.parents[1:])
+        return torch.cat([world[..., :1, :, :], world[..., parents, :, :].transpose(-1, -2) @ world[..., 1:, :, :]], -3)
+
+    def forward_kinematics(self, rotations: Tensor, root: Tensor, world: Tensor | None = None) -> Tensor:
+        """World joint positions `(..., J, 3)` from local rotations `(..., J, 3, 3)` and root positions `(..., 3)`.
+
+        Units are those of the offsets (metres). Pass `world` when the global rotations are known already.
+        """
+        world = self.global_rotations(rotations) if world is None else world
+        offsets = self.offsets.to(world)
+        parents = torch.tensor(self.parents[1:], device=world.device)
+        bones = (world[..., parents, :, :] @ offsets[1:, :, None])[..., 0]  # (..., J - 1, 3)
+        positions = torch.cat([root[..., None, :], bones], dim=-2)
+        for joints, up in self.levels:
+            positions[..., joints, :] = positions[..., joints, :] + positions[..., up, :]
+        return positions
+
+    def tips(self, positions: Tensor, world: Tensor) -> Tensor:
+        """World positions `(..., E, 3)` of the end sites, E in the order of `end_sites`."""
+        if not self.end_sites:
+            return positions[..., :0, :]
+        joints = torch.tensor(list(self.end_sites))
+        offsets = torch.stack([self.end_sites[j] for j in self.end_sites]).to(world)
+        return positions[..., joints, :] + (world[..., joints, :, :] @ offsets[..., None])[..., 0]
+
+    def with_offsets(self, offsets: Tensor) -> "Skeleton":
+        """The same tree with other rest offsets `(J, 3)` in metres."""
+        return Skeleton(self.names, self.parents, offsets, self.name, self.end_sites)
+
+    def same_tree(self, other: "Skeleton") -> bool:
+        """Whether names and parents agree (offsets may differ)."""
+        return self.names == other.names and self.parents == other.parents
+
+    def __repr__(self) -> str:
+        return f"Skeleton({self.name or 'unnamed'}, {self.num_joints} joints, height {self.rest_height:.2f} m)"
+
+
+def chain_offsets(values: Sequence[Sequence[float]]) -> Tensor:
+    """Offsets given joint by joint as a float32 `(J, 3)` tensor."""
+    return torch.tensor(values, dtype=torch.float32)
+
+
+_SMPL22_LEFT = {  # metres, measured from the CMU recordings; the right side is the mirror image
+    "left_hip": (0.0900, -0.0950, 0.0000), "left_knee": (0.0, -0.4150, 0.0), "left_ankle": (0.0, -0.4050, -0.0150),
+    "left_foot": (0.0150, -0.0550, 0.1300), "left_collar": (0.0700, 0.1150, -0.0100),
+    "left_shoulder": (0.1150, 0.0150, 0.0), "left_elbow": (0.2750, 0.0, 0.0), "left_wrist": (0.2500, 0.0, 0.0),
+}  # fmt: skip
+_SMPL22_MIDDLE = {
+    "pelvis": (0.0, 0.0, 0.0), "spine1": (0.0, 0.1100, -0.0100), "spine2": (0.0, 0.1150, 0.0),
+    "spine3": (0.0, 0.0700, 0.0050), "neck": (0.0, 0.2000, -0.0100), "head": (0.0, 0.1100, 0.0300),
+}  # fmt: skip
+
+
+def smpl22() -> Skeleton:
+    """The 22-joint skeleton of every model here, in T-pose, with offsets measured from the CMU recordings."""
+    offsets = []
+    for name in SMPL22_NAMES:
+        if name in _SMPL22_MIDDLE:
+            offsets.append(_SMPL22_MIDDLE[name])
+        else:
+            x, y, z = _SMPL22_LEFT[name.replace("right", "left")]
+            offsets.append((-x if name.startswith("right") else x, y, z))
+    return Skeleton(SMPL22_NAMES, SMPL22_PARENTS, chain_offsets(offsets), "smpl22")
