@@ -1,0 +1,1 @@
+"""Pure functions on arrays: what can be measured of a motion."""
