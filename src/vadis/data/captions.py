@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vadis.metrics.kinematics import ATTRIBUTES
 
-_SWAPS = {"left": "right", "clockwise": "counterclockwise", "leftward": "rightward", "leftwards": "rightwards",
+_SWAPS = {"left": "right", "clockwise": "counterclockwise", "counterclockwise": "clockwise", "leftward": "rightward", "leftwards": "rightwards",
           "left-hand": "right-hand", "left-handed": "right-handed", "anticlockwise": "clockwise",
           "counter-clockwise": "clockwise", "lefty": "righty"}  # fmt: skip
-_SWAPS |= {b: a for a, b in reversed(_SWAPS.items())}
+_SWAPS |= {b: a for a, b in list(_SWAPS.items()) if b not in _SWAPS}
 _WORD = re.compile(r"\b(" + "|".join(sorted(_SWAPS, key=len, reverse=True)) + r")\b", re.IGNORECASE)
 
 
@@ -139,10 +139,10 @@ _VERBS = {"walk", "turn", "come", "keep", "return", "go"}
 def _inflect(phrase: str, form: Callable[[str], str]) -> str:
     """Put the verb of a base-form phrase, and the verbs behind its "and" and commas, into another form."""
     words = phrase.split(" ")
-    words[0] = form(words[0])
-    for k in range(1, len(words)):
-        if words[k] in _VERBS and (words[k - 1] in ("and", "then") or words[k - 1].endswith(",")):
-            words[k] = form(words[k])
+    for k, word in enumerate(words):
+        bare = word.rstrip(",")
+        if k == 0 or (bare in _VERBS and (words[k - 1] in ("and", "then") or words[k - 1].endswith(","))):
+            words[k] = form(bare) + word[len(bare) :]
     return " ".join(words)
 
 
