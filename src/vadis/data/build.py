@@ -1,0 +1,246 @@
+"""From archives or folders of motion files and caption lists to a corpus: the stages of `vadis data build`.
+
+load → repair glitches (split where they can't be repaired) → retarget to the 22 joints → resample → check → encode.
+Every stage is a plain function on one motion; nothing is skipped silently: what is left out is counted by reason in
+`corpus.json`. The result does not depend on the order of the sources or on how often the work was interrupted.
+"""
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vadis.data.captions import mirror_text
+from vadis.data.clean import repair
+from vadis.data.corpus import Caption, Corpus, CorpusWriter
+from vadis.errors import FileError, VadisError
+from vadis.io import load_motion
+from vadis.io.archive import iter_motion_files
+from vadis.motion import Motion
+from vadis.representations import representation as find_representation
+from vadis.retargeting import retarget
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a corpus is made."""
+
+    representation: str = "ms272"
+    mirror: bool = False
+    """Also store a left-right mirrored copy of every clip, with left and right swapped in its captions."""
+    min_seconds: float = 0.8
+    """Shorter parts are left out."""
+    max_below_floor: float = 0.35
+    """Metres; a clip whose lowest joint goes further below its own floor is left out as broken."""
+    validation_every: int = 12
+    """Every n-th group goes to the split "val"; 0 puts everything into "train"."""
+    group: str = r"^(.*)$"
+    """Regular expression on the clip's name; clips whose first group agrees are never parted by the split."""
+    limit: int = 0
+    """Stop after this many files; 0 means all."""
+
+
+def read_captions(paths: Iterable[str | Path]) -> dict[str, list[Caption]]:
+    """Caption lists by clip name from JSONL files.
+
+    A row has `clip`, `start_s`, `end_s` and either `text` (with `source` or `kind`) or the described form: `whole` (a list
+    of sentences), `detailed`, `upper`, `lower`. Raises FileError naming file and line.
+    """
+    found: dict[str, list[Caption]] = defaultdict(list)
+    for path in map(Path, paths):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"can't read the captions {path}: {error}.") from None
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                clip, span = str(row["clip"]), (float(row.get("start_s", 0.0)), float(row.get("end_s", 0.0)))
+                if "text" in row:
+                    texts = [(str(row["text"]), str(row.get("kind", row.get("source", "label"))))]
+                else:
+                    texts = [(str(t), "whole") for t in row.get("whole", [])]
+                    texts += [(str(row[k]), k) for k in ("detailed", "upper", "lower") if row.get(k)]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise FileError(f"{path.name}, line {number}: not a caption row ({error!r}).") from None
+            found[clip] += [Caption(text.strip(), *span, kind) for text, kind in texts if text.strip()]
+    return dict(found)
+
+
+def read_manifest(path: str | Path | None) -> dict[str, dict[str, Any]]:
+    """Facts by clip name from a JSONL manifest (`clip` and anything else); empty without a path."""
+    if path is None:
+        return {}
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {str(row["clip"]): row for row in rows}
+    except (OSError, ValueError, KeyError) as error:
+        raise FileError(f"can't read the manifest {path}: {error!r}; expected JSON lines with a `clip`.") from None
+
+
+def prepare(motion: Motion, fps: float, options: BuildOptions) -> tuple[list[Motion], list[str]]:
+    """Clean parts of one raw motion on the 22 joints at `fps`, and the reasons for which parts were left out.
+
+    Every part carries `meta["start"]`: its first moment in seconds of the raw motion.
+    """
+    parts, reasons = repair(motion)[0], []
+    kept = []
+    for part in parts:
+        if part.seconds < options.min_seconds:
+            reasons.append("shorter than the minimum" if len(parts) == 1 else "short piece between glitches")
+            continue
+        mapped = retarget(part).resample(fps)
+        if float(mapped.positions[..., 1].min()) < -options.max_below_floor:
+            reasons.append("far below the floor")
+            continue
+        kept.append(mapped.replace(meta=mapped.meta | {"start": part.meta["first_frame"] / part.fps}))
+    return kept, reasons
+
+
+def _shift(captions: Sequence[Caption], start: float, seconds: float, whole: float) -> list[Caption]:
+    """Captions as they apply to a part: clipped to it; those that lose more than half of their span are dropped."""
+    result = []
+    for caption in captions:
+        first, last = caption.start, caption.end if caption.end > caption.start else whole
+        a, b = max(first - start, 0.0), min(last - start, seconds)
+        if b - a > 0.5 * min(last - first, whole):
+            result.append(Caption(caption.text, round(a, 3), round(b, 3), caption.kind))
+    return result
+
+
+def assign_splits(groups: Sequence[str], every: int) -> dict[str, str]:
+    """Split by group: groups are put in the order of a hash of their names and every n-th goes to "val"."""
+    order = sorted(set(groups), key=lambda g: hashlib.sha256(g.encode()).hexdigest())
+    return {g: "val" if every and k % every == every - 1 else "train" for k, g in enumerate(order)}
+
+
+def build_corpus(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    captions: Sequence[str | Path] = (),
+    manifest: str | Path | None = None,
+    options: BuildOptions | None = None,
+    progress: bool = True,
+) -> Corpus:
+    """Build a corpus from archives, folders or files of motion; see the module's docstring for the stages.
+
+    Args:
+        sources: archives (`.tar.xz`, `.tar.gz`, `.zip`), folders or single motion files.
+        out: folder of the corpus.
+        captions: JSONL lists (`read_captions`), matched by the file's name without suffix.
+        manifest: JSONL with `licence`, `source`, `fps` (the true rate) and more by clip.
+        progress: show a progress bar on stderr.
+
+    Interrupted work is taken up again by the same call. Raises FileError or VadisError for unusable sources or options.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    options = options or BuildOptions()
+    rep = find_representation(options.representation)
+    texts, facts = read_captions(captions), read_manifest(manifest)
+    try:
+        pattern = re.compile(options.group)
+    except re.error as error:
+        raise VadisError(f"group={options.group!r} is not a regular expression: {error}.") from None
+
+    def group_of(name: str) -> str:
+        match = pattern.search(name)
+        return (match.group(1) if match and pattern.groups else match.group(0)) if match else name
+
+    names = [Path(name).stem for source in sources for name, _ in iter_motion_files(source)]
+    double = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+    if double:
+        raise FileError(f"{len(double)} clip names occur twice in the sources ({', '.join(double[:5])}); rename the files.")
+    if not names:
+        raise FileError(f"no motion files in {', '.join(map(str, sources))}.")
+    total = min(len(names), options.limit or len(names))
+    splits = assign_splits([group_of(n) for n in names], options.validation_every)
+    about = {"sources": [Path(s).name for s in sources], "captions": [Path(c).name for c in captions],
+             "options": {k: getattr(options, k) for k in options.__dataclass_fields__}}  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        CorpusWriter(out, options.representation, rep.fps, about, resume=True) as writer,
+        Progress(*columns, disable=not progress, transient=True) as bar,
+    ):
+        task = bar.add_task("building", total=total)
+        done = 0
+        for source in sources:
+            for file_name, path in iter_motion_files(source):
+                if done == total:
+                    break
+                done += 1
+                name = Path(file_name).stem
+                bar.update(task, advance=1, description=name[:24].ljust(24))
+                if f"{name}#done" not in writer:
+                    _add_clip(writer, rep, name, path, texts.get(name, []), facts.get(name, {}), splits, group_of(name), options)
+    return Corpus.open(out)
+
+
+def _add_clip(
+    writer: CorpusWriter,
+    rep: Any,
+    name: str,
+    path: Path,
+    captions: list[Caption],
+    facts: dict[str, Any],
+    splits: dict[str, str],
+    group: str,
+    options: BuildOptions,
+) -> None:
+    try:
+        motion = load_motion(path)
+        if facts.get("fps"):
+            motion = motion.replace(fps=float(facts["fps"]))
+        whole = motion.seconds
+        parts, reasons = prepare(motion, rep.fps, options)
+    except VadisError as error:
+        writer.reject(name, f"{type(error).__name__}: {str(error).split(':')[0][:80]}")
+        return
+    for k, reason in enumerate(reasons):
+        writer.reject(f"{name}!{k}", reason)
+    for k, part in enumerate(parts):
+        start = part.meta["start"]
+        texts = _shift(captions, start, part.seconds, whole)
+        clip = name if len(parts) == 1 else f"{name}.{k}"
+        keep = {"start": round(start, 3), "skeleton": part.meta.get("retargeted_from", "")}
+        keep |= {key: facts[key] for key in ("props_or_obstacles", "subject") if key in facts}
+        notes = {"split": splits[group], "group": group, "licence": str(facts.get("licence", "unknown")),
+                 "source": str(facts.get("source", path.parent.name)), **keep}  # fmt: skip
+        if clip not in writer:
+            writer.add(clip, rep.encode(part), texts, **notes)
+        if options.mirror and f"M{clip}" not in writer:
+            flipped = [Caption(mirror_text(c.text), c.start, c.end, c.kind) for c in texts]
+            writer.add(f"M{clip}", rep.encode(part.mirror()), flipped, **notes, mirrored=True)
+
+
+def describe(corpus: Corpus) -> dict[str, Any]:
+    """Counts and hours of a corpus by split, source and licence, with caption counts, for `vadis data stats`."""
+    frames = torch.tensor(corpus.column("frames"), dtype=torch.float64)
+    hours: dict[str, dict[str, float]] = {}
+    for key in ("split", "source", "licence"):
+        table: dict[str, float] = defaultdict(float)
+        for value, count in zip(corpus.column(key), frames.tolist(), strict=True):
+            table[value] += count / corpus.fps / 3600
+        hours[key] = {k: round(v, 4) for k, v in sorted(table.items(), key=lambda kv: -kv[1])}
+    kinds: dict[str, int] = defaultdict(int)
+    words: set[str] = set()
+    for captions in corpus.column("captions"):
+        for caption in captions:
+            kinds[caption["kind"]] += 1
+            words |= set(re.findall(r"[a-z]+", caption["text"].lower()))
+    return {
+        "clips": len(corpus),
+        "hours": round(float(frames.sum()) / corpus.fps / 3600, 4),
+        "hours_by": hours,
+        "captions": dict(kinds),
+        "words": len(words),
+        "rejected": corpus.about.get("rejected", {}),
+    }
