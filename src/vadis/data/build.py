@@ -153,7 +153,7 @@ def build_corpus(
 
     def group_of(name: str) -> str:
         match = pattern.search(name)
-        return (match.group(1) if match and pattern.groups else match.group(0)) if match else name
+        return next((g for g in match.groups() if g), match.group(0)) if match else name
 
     names = [Path(name).stem for source in sources for name, _ in iter_motion_files(source)]
     double = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []

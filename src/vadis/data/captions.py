@@ -133,7 +133,7 @@ def _gerund(verb: str) -> str:
     return (verb[:-1] if verb.endswith("e") and not verb.endswith("ee") else verb) + "ing"
 
 
-_VERBS = {"walk", "turn", "come", "keep", "return", "go"}
+_VERBS = {"walk", "turn", "come", "keep", "return", "go", "bear"}
 
 
 def _inflect(phrase: str, form: Callable[[str], str]) -> str:
