@@ -1,0 +1,33 @@
+"""Representations by name: `vadis.representation("ms272")`.
+
+A new one is a module here with a `Representation` subclass and one line in `_MAKERS`.
+"""
+
+from functools import cache
+from importlib import import_module
+
+from vadis.errors import VadisError
+from vadis.representations.base import Representation, Source
+
+__all__ = ["Representation", "Source", "names", "representation"]
+
+_MAKERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "ms272": ("ms272", "MS272", {}),
+    "ms272_absroot": ("ms272", "MS272", {"root": "absolute"}),
+    "hml263": ("hml263", "HML263", {}),
+    "kit251": ("hml263", "KIT251", {}),
+}
+
+
+def names() -> list[str]:
+    """All known representation names."""
+    return sorted(_MAKERS)
+
+
+@cache
+def representation(name: str) -> Representation:
+    """The representation called `name`; VadisError lists the known ones otherwise."""
+    if name not in _MAKERS:
+        raise VadisError(f"no representation {name!r}; known are {', '.join(names())}.")
+    module, kind, options = _MAKERS[name]
+    return getattr(import_module(f"vadis.representations.{module}"), kind)(**options)
