@@ -8,8 +8,15 @@ from typing import Any
 from vadis.errors import FileError
 from vadis.motion import Motion
 
-READERS = {".bvh": "vadis.io.bvh:load_bvh"}
-WRITERS = {".glb": "vadis.io.gltf:save_glb"}
+READERS = {
+    ".bvh": "vadis.io.bvh:load_bvh",
+    ".amc": "vadis.io.asf_amc:load_amc",
+    ".asf": "vadis.io.asf_amc:load_asf",
+}
+WRITERS = {
+    ".bvh": "vadis.io.bvh_writer:save_bvh",
+    ".glb": "vadis.io.gltf:save_glb",
+}
 
 
 def _find(table: dict[str, str], path: Path, what: str) -> Callable[..., Any]:
