@@ -14,8 +14,8 @@ __all__ = ["Representation", "Source", "names", "representation"]
 _MAKERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "ms272": ("ms272", "MS272", {}),
     "ms272_absroot": ("ms272", "MS272", {"root": "absolute"}),
-    "hml263": ("hml263", "HML263", {}),
-    "kit251": ("hml263", "KIT251", {}),
+    "hml263": ("hml263", "HumanML", {}),
+    "kit251": ("hml263", "HumanML", {"layout": "kit251"}),
 }
 
 

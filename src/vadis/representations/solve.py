@@ -19,13 +19,17 @@ _HINGES = {  # upper bone -> axis of the lower joint's flexion in the rest pose 
 }  # fmt: skip
 
 
-def solve_rotations(positions: Tensor, skeleton: Skeleton, reference: Tensor | None = None) -> Tensor:
-    """Local rotations `(..., J, 3, 3)` whose forward kinematics follow world joints `(..., J, 3)`.
+def solve_rotations(
+    positions: Tensor, skeleton: Skeleton, reference: Tensor | None = None, follow_joints: bool = True
+) -> Tensor:
+    """Local rotations `(..., J, 3, 3)` whose forward kinematics from joint 0 follow world joints `(..., J, 3)`.
 
     Args:
-        positions: metres; bone lengths may differ from the skeleton's, only directions count.
+        positions: metres; bone lengths may waver.
         skeleton: J joints in a T-pose at rest.
         reference: local rotations `(..., J, 3, 3)` that settle the twist about every bone.
+        follow_joints: aim each bone at the place of its joint, so that wrong lengths don't add up along a limb;
+            otherwise keep the directions of the bones (for a skeleton of other proportions).
 
     Raises ShapeError when the joints don't fit the skeleton.
     """
@@ -36,6 +40,7 @@ def solve_rotations(positions: Tensor, skeleton: Skeleton, reference: Tensor | N
     offsets = skeleton.offsets.to(positions)
     eye = torch.eye(3, dtype=positions.dtype, device=positions.device).expand(*positions.shape[:-2], 3, 3)
     world: list[Tensor] = []
+    placed = [positions[..., 0, :]] * skeleton.num_joints
     for joint, parent in enumerate(skeleton.parents):
         above = eye if parent < 0 else world[parent]
         guess = above if reference is None else above @ reference[..., joint, :, :].to(positions)
@@ -43,16 +48,43 @@ def solve_rotations(positions: Tensor, skeleton: Skeleton, reference: Tensor | N
         if not children:
             world.append(guess)
             continue
-        bones = positions[..., children, :] - positions[..., joint : joint + 1, :]  # (..., C, 3)
+        start = placed[joint] if follow_joints else positions[..., joint, :]
+        bones = positions[..., children, :] - start[..., None, :]  # (..., C, 3)
         if len(children) > 1:
-            world.append(_fit(offsets[children], bones, guess))
-            continue
-        rest = (guess @ offsets[children[0]][:, None])[..., 0]
-        turn = rotation.between(rest, bones[..., 0, :]) @ guess
-        if reference is None and skeleton.names[joint] in _HINGES:
-            turn = _hinge(turn, positions, skeleton, joint, children[0])
+            turn = _fit(offsets[children], bones, guess)
+        else:
+            rest = (guess @ offsets[children[0]][:, None])[..., 0]
+            turn = rotation.between(rest, bones[..., 0, :]) @ guess
+            if reference is None and skeleton.names[joint] in _HINGES:
+                turn = _hinge(turn, bones[..., 0, :], positions, skeleton, joint, children[0])
         world.append(turn)
+        for child in children:
+            placed[child] = placed[joint] + (turn @ offsets[child][:, None])[..., 0]
     return skeleton.local_rotations(torch.stack(world, dim=-3))
+
+
+def fit_skeleton(positions: Tensor, skeleton: Skeleton, rounds: int = 3) -> Skeleton:
+    """The skeleton with the bone lengths of world joints `(T, J, 3)`, in metres.
+
+    Bones that leave one joint together (hips and spine, collars and neck) are rigid to each other in a real body: their
+    angles are taken from the joints too. Other rest directions stay.
+    """
+    offsets = skeleton.offsets.to(positions).clone()
+    parents = list(skeleton.parents[1:])
+    length = (positions[:, 1:] - positions[:, parents]).norm(dim=-1).mean(0)
+    offsets[1:] = torch.nn.functional.normalize(offsets[1:], dim=-1) * length[:, None]
+    for joint, children in enumerate(skeleton.children):
+        if len(children) < 2:
+            continue
+        group, rest = list(children), offsets[list(children)]
+        bones = positions[:, group] - positions[:, joint : joint + 1]
+        eye = torch.eye(3, dtype=positions.dtype, device=positions.device)
+        for _ in range(rounds):
+            mean = (_fit(rest, bones, eye).transpose(-1, -2) @ bones.transpose(-1, -2)).mean(0).T  # (C, 3)
+            rest = torch.nn.functional.normalize(mean, dim=-1) * length[[c - 1 for c in group], None]
+        rest = rest @ _fit(offsets[group], rest, eye)  # keep the rest pose facing as it did
+        offsets[group] = rest
+    return skeleton.with_offsets(offsets.float())
 
 
 def _fit(offsets: Tensor, bones: Tensor, guess: Tensor) -> Tensor:
@@ -68,10 +100,9 @@ def _fit(offsets: Tensor, bones: Tensor, guess: Tensor) -> Tensor:
     return u @ vh
 
 
-def _hinge(turn: Tensor, positions: Tensor, skeleton: Skeleton, joint: int, middle: int) -> Tensor:
+def _hinge(turn: Tensor, upper: Tensor, positions: Tensor, skeleton: Skeleton, joint: int, middle: int) -> Tensor:
     """Turn about the bone joint-middle until the measured bend lies in the hinge's plane, fully when it is clearly bent."""
     low = skeleton.children[middle][0]
-    upper = positions[..., middle, :] - positions[..., joint, :]
     lower = positions[..., low, :] - positions[..., middle, :]
     upper = upper / upper.norm(dim=-1, keepdim=True).clamp_min(1e-9)
     lower = lower / lower.norm(dim=-1, keepdim=True).clamp_min(1e-9)
