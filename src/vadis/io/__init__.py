@@ -12,9 +12,14 @@ READERS = {
     ".bvh": "vadis.io.bvh:load_bvh",
     ".amc": "vadis.io.asf_amc:load_amc",
     ".asf": "vadis.io.asf_amc:load_asf",
+    ".json": "vadis.io.deepmimic:load_deepmimic",
+    ".npz": "vadis.io.amass:load_amass",
+    ".npy": "vadis.io.npy:load_npy",
 }
 WRITERS = {
     ".bvh": "vadis.io.bvh_writer:save_bvh",
+    ".npz": "vadis.io.amass:save_amass",
+    ".npy": "vadis.io.npy:save_npy",
     ".glb": "vadis.io.gltf:save_glb",
 }
 
