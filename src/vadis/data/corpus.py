@@ -2,7 +2,7 @@
 
     corpus/shard-00000.npy   (frames, D) float16, clips one after another, at most `shard_bytes` each
     corpus/index.parquet     a row a clip: clip, shard, first, frames, split, group, source, licence, captions…
-    corpus/corpus.json       representation, fps, skeleton, mean and std (train split), how it was made, what was refused
+    corpus/corpus.json       representation, fps, skeleton, mean and std (train split), origin, refusals
 
 Features are stored as a representation makes them (physical units, not normalised). Float16 costs under a millimetre
 (0.5 mm worst on positions, 0.03 degrees on rotations) and halves the reading; computing is in float32. A training
@@ -286,7 +286,7 @@ class CorpusWriter:
         self._folder.rename(self.path)
 
     def _statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and std (D,) by the representation's own rule, over evenly picked train clips (of all, if none is train)."""
+        """Mean and std (D,) by the representation's own rule, over evenly picked train clips (or all clips)."""
         from vadis.representations import representation
 
         rows = [r for r in self._rows if r["split"] == "train"] or self._rows

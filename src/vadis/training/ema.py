@@ -1,0 +1,47 @@
+"""Exponential moving average of a model's weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Average of the parameters in float32; buffers follow the model.
+
+    The decay is ramped, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.shadow: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimiser step `step` (counted from 0)."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        weights = [p.float() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - keep)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average into the model for the length of a `with` block."""
+        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        try:
+            self._copy(self.shadow)
+            yield
+        finally:
+            self._copy(own)
+
+    @torch.no_grad()
+    def _copy(self, source: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(source[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.shadow
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.shadow.items():
+            value.copy_(state[name])

@@ -1,0 +1,212 @@
+"""Training: recipes are read strictly, a resumed run equals an unbroken one bit for bit, budgets hold."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import procedural_walk
+
+from vadis.data.corpus import Caption, CorpusWriter
+from vadis.errors import FileError, ModelError, VadisError
+from vadis.representations import representation
+from vadis.training import load_recipe, train
+from vadis.training.config import ScheduleConfig
+from vadis.training.ema import EMA
+from vadis.training.schedule import schedule_factor, step_generator
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "corpus"
+    rep = representation("ms272")
+    with CorpusWriter(path) as writer:
+        for i in range(8):
+            features = rep.encode(procedural_walk(50 + 5 * i, turn=0.1 * i - 0.4))
+            captions = [Caption("a person walks", 0, 1), Caption("walk", 0, 1, "label")]
+            split = "val" if i == 7 else "train"
+            writer.add(f"w{i}", features, captions, split=split, group=f"g{i}", source="test", licence="CC0-1.0")
+    return path
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        f"""
+task: tokenizer
+run: {tmp_path / "run"}
+steps: 20
+device: cpu
+data: {{corpus: {corpus}, window: 16, batch: 4, mirror: 0.5}}
+model: {{width: 16, code_dim: 8, output_emb_width: 8, down_t: 1, depth: 1, levels: [5, 5, 5, 5], groups: 2}}
+optimizer: {{lr: 1e-3}}
+schedule: {{warmup: 3}}
+validate_every: 10
+validation_batches: 2
+checkpoint_every: 10
+log_every: 5
+"""
+    )
+    return path
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".pt")}
+
+
+def test_a_tokenizer_learns_and_leaves_a_complete_run(recipe, tmp_path):
+    from vadis import load
+
+    model = train(recipe, ["steps=60", "best=loss", "optimizer.lr=3e-3"])
+    assert model == tmp_path / "run" / "model"
+    tokenizer = load(model)
+    features = representation("ms272").encode(procedural_walk(40))
+    assert tokenizer.encode(features).shape == (20, 2)
+    assert float(tokenizer.std.min()) > 0 and not torch.equal(tokenizer.std, torch.ones(272))
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    checks = [row for row in log if "validation/loss" in row]
+    assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]
+    assert [row["step"] for row in checks] == [10, 20, 30, 40, 50, 60]
+    assert checks[-1]["validation/position_mm"] < checks[0]["validation/position_mm"]
+    page = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert page["state"] == "finished" and page["step"] == 60 and page["versions"]["torch"] == torch.__version__
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["optimizer"]["lr"] == 3e-3 and config["model"]["width"] == 16
+    assert load(tmp_path / "run" / "best").vocab_size == 25
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "best", "checkpoint", "config.json", "log.jsonl", "model", "run.json"
+    ]  # fmt: skip
+
+
+def test_stopping_and_resuming_changes_nothing(recipe, tmp_path):
+    one = train(recipe, [f"run={tmp_path / 'one'}"]).parent
+    two = train(recipe, [f"run={tmp_path / 'two'}", "stop_at=10"]).parent
+    assert json.loads((two / "run.json").read_text())["state"] == "stopped at stop_at=10"
+    torch.manual_seed(99)  # whatever happened in between
+    train(recipe, [f"run={two}", "resume=auto"])
+    assert weights(one / "checkpoint") == weights(two / "checkpoint")
+    assert weights(one / "model") == weights(two / "model")
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
+    for a, b in zip(*logs, strict=True):
+        drop = ("seconds", "steps_per_second")
+        assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
+    train(recipe, [f"run={two}", "resume=auto"])  # nothing left to do
+    assert weights(one / "checkpoint") == weights(two / "checkpoint")
+
+
+def test_a_finished_run_is_not_overwritten_nor_mixed_with_another_model(recipe):
+    train(recipe, ["steps=1"])
+    with pytest.raises(VadisError, match="already holds a training at step 1"):
+        train(recipe)
+    with pytest.raises(ModelError, match=r"another model \(differs in width\)"):
+        train(recipe, ["resume=auto", "model.width=32"])
+
+
+def test_accumulation_bf16_and_no_average(recipe):
+    model = train(recipe, ["steps=2", "accumulate=2", "precision=bf16", "ema=null"])
+    assert not (model.parent / "checkpoint" / "ema.safetensors").exists()
+    from safetensors.torch import load_file
+
+    state = load_file(model / "model.safetensors")
+    assert all(v.isfinite().all() and v.dtype != torch.bfloat16 for v in state.values())
+
+
+def test_the_budget_ends_the_run_and_its_schedule(recipe):
+    start = time.monotonic()
+    folder = train(recipe, ["steps=1000000", "max_seconds=3", "log_every=1", "schedule.warmup=0", "threads=1"]).parent
+    assert time.monotonic() - start < 30
+    page = json.loads((folder / "run.json").read_text())
+    assert page["state"] == "finished: the budget is spent" and 0 < page["step"] < 1_000_000
+    rates = [json.loads(line).get("lr") for line in (folder / "log.jsonl").read_text().splitlines()]
+    rates = [r for r in rates if r is not None]
+    assert rates[0] == pytest.approx(1e-3, rel=0.2) and rates[-1] < 2e-4
+
+
+def test_schedules_of_the_published_recipes():
+    ar = ScheduleConfig(kind="cosine", warmup=12_000, decay_steps=216_000)
+    assert 4e-4 * schedule_factor(ar, 120_000, 0.5) == pytest.approx(2e-4, rel=1e-3)
+    assert schedule_factor(ar, 228_000, 0.95) == pytest.approx(0, abs=1e-9)
+    assert 4e-4 * schedule_factor(ar, 240_000, 1.0) == pytest.approx(3.0e-6, rel=0.02)
+    fsq = ScheduleConfig(kind="step", warmup=48_000, milestones=(300_000,), factor=0.05)
+    assert schedule_factor(fsq, 0, 0) == 1 / 48_001
+    assert schedule_factor(fsq, 300_000, 0) == 1.0 and schedule_factor(fsq, 348_000, 0) == 0.05
+    own = ScheduleConfig(kind="cosine", floor=0.1)
+    assert schedule_factor(own, 0, 0.0) == 1.0 and schedule_factor(own, 9, 1.0) == pytest.approx(0.1)
+
+
+def test_every_batch_has_its_own_random_numbers():
+    draws = [
+        torch.rand(4, generator=step_generator(seed, process, step)).tolist()
+        for seed in (0, 1) for process in (0, 1) for step in (0, 1)
+    ]  # fmt: skip
+    assert len({tuple(d) for d in draws}) == 8
+    assert torch.rand(4, generator=step_generator(1, 1, 1)).tolist() == draws[-1]
+
+
+def test_ema_is_the_ramped_average():
+    layer = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.zero_()
+        ema = EMA(layer, 0.5)
+        layer.weight.fill_(1.0)
+        ema.update(0)  # keeps 1/10
+        assert ema.shadow["weight"].item() == pytest.approx(0.9)
+        layer.weight.fill_(2.0)
+        ema.update(1000)  # keeps the full 0.5
+        assert ema.shadow["weight"].item() == pytest.approx(1.45)
+    with ema.applied():
+        assert layer.weight.item() == pytest.approx(1.45)
+    assert layer.weight.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optimizer.lr=-1", r"optimizer.lr: input should be greater than 0 \(got -1\)"),
+        ("optimizer.ler=1e-3", r"optimizer.ler is unknown \(perhaps lr\?\)"),
+        ("model.widht=4", r"model.widht is unknown \(perhaps width\?\)"),
+        ("data.window=many", "data.window: input should be a valid integer"),
+        ("model.levels=[5,5,5,1]", "make no codebook"),
+        ("steps", "expected key=value"),
+        ("steps.more=1", "steps is a value, not a group"),
+        ("task=dance", "task 'dance' is unknown; expected one of tokenizer"),
+        ("data.corpus=nowhere", "no corpus at nowhere"),
+        ("model.fps=20", "at 30 fps; the recipe's model is for ms272 at 20 fps"),
+        ("best=beauty", "no validation metric 'beauty'"),
+    ],
+)
+def test_wrong_settings_are_named(recipe, setting, message):
+    with pytest.raises(VadisError, match=message):
+        train(recipe, ["steps=1", setting] if not setting.startswith("steps.") else [setting])
+
+
+def test_recipe_files_are_read_strictly(recipe, tmp_path):
+    assert load_recipe(recipe, ["optimizer.lr=1e-4"]).optimizer.lr == 1e-4
+    assert load_recipe(load_recipe(recipe), ["steps=7"]).steps == 7
+    with pytest.raises(FileError, match="can't read the recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("task: tokenizer\nsteps: 1\nsteps: 2\n")
+    with pytest.raises(FileError, match="'steps' is given twice"):
+        load_recipe(bad)
+    bad.write_text("task: tokenizer\n")
+    with pytest.raises(
+        VadisError, match=r"bad.yaml: .*steps is missing; data is missing|data is missing; .*steps is missing"
+    ):
+        load_recipe(bad)
+
+
+def test_a_loss_that_explodes_is_an_error(recipe):
+    with pytest.raises(VadisError, match="the loss is not finite at step"):
+        train(recipe, ["optimizer.lr=1e30", "optimizer.clip=null", "schedule.warmup=0"])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_of_the_repository_are_valid(path):
+    assert load_recipe(path).steps > 0
