@@ -1,0 +1,44 @@
+"""What every saved model part shares: a kind, a config class, and saving and loading under the layout of `vadis.hub`."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+
+class Component(nn.Module):
+    """A module built from one frozen config, `cls(config)`, whose state dict is all there is to save.
+
+    `kind` says its place on the road (tokenizer, generator, evaluator); `config.type` names its class in `vadis.hub`.
+    `keep_float32` parts ignore a lower precision asked for at load.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type]
+    keep_float32: ClassVar[bool] = False
+    meta_safe: ClassVar[bool] = False
+    """The module keeps no unsaved tensor, so it may be built on the meta device and filled by assignment."""
+    config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and a model card to `folder`, atomically."""
+        from vadis.hub import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """Load from a folder, a bundled name or a Hub id; raises ModelError when it holds another class."""
+        from vadis.errors import ModelError
+        from vadis.hub import load
+
+        loaded = load(source, **options)
+        if not isinstance(loaded, cls):
+            raise ModelError(f"{source} holds a {type(loaded).__name__}, not a {cls.__name__}: use vadis.load.")
+        return loaded
