@@ -1,5 +1,6 @@
 """Reading and writing motion files; the suffix decides the format."""
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -24,25 +25,37 @@ WRITERS = {
 }
 
 
-def _find(table: dict[str, str], path: Path, what: str) -> Callable[..., Any]:
+def _find(table: dict[str, str], path: Path, what: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """The function for the suffix of `path`; FileError when there is none or it doesn't know one of the options."""
     suffix = path.suffix.lower()
     if suffix not in table:
         raise FileError(f"can't {what} {path.name}: the suffix {suffix!r} is unknown; use one of {', '.join(table)}.")
     module, name = table[suffix].split(":")
-    return getattr(import_module(module), name)
+    function = getattr(import_module(module), name)
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return function
+    known = [p for p in parameters if p not in ("path", "motion")]
+    for option in options:
+        if option not in known:
+            raise FileError(f"{what} {suffix}: there is no option {option!r}; known are {', '.join(known)}.")
+    return function
 
 
 def load_motion(path: str | Path, **options: Any) -> Motion:
-    """Read any supported motion file; options are those of the format's reader. Raises FileError."""
+    """Read any supported motion file; options are those of the format's reader.
+
+    Raises FileError for an unknown suffix or option, a missing or damaged file.
+    """
     path = Path(path)
-    reader = _find(READERS, path, "read")
+    reader = _find(READERS, path, "read", options)
     if not path.is_file():
-        raise FileError(f"no file {path}.")
+        raise FileError(f"no file {path}: check the path.")
     return reader(path, **options)
 
 
 def save_motion(motion: Motion, path: str | Path, **options: Any) -> Path:
-    """Write a motion in the format of the suffix; options are those of the writer. Raises FileError."""
+    """Write a motion in the format of the suffix and return the path; options are those of the writer. Raises FileError."""
     path = Path(path)
-    _find(WRITERS, path, "write")(motion, path, **options)
+    _find(WRITERS, path, "write", options)(motion, path, **options)
     return path

@@ -32,9 +32,7 @@ _TRANS = ("trans", "transl", "translation", "smpl_trans")
 _FPS = ("mocap_framerate", "mocap_frame_rate", "fps", "frame_rate", "framerate")
 
 
-def load_amass(
-    path: str | Path, fps: float | None = None, up: str | None = None, max_bytes: int = 4 << 30
-) -> Motion:
+def load_amass(path: str | Path, fps: float | None = None, up: str | None = None, max_bytes: int = 4 << 30) -> Motion:
     """Read SMPL, SMPL-H or SMPL-X poses.
 
     Args:
@@ -108,7 +106,9 @@ def _poses(file: Npz) -> tuple[Tensor, int]:
         root, body = file.numbers(*_ROOT), file.numbers(*_PARTS)
         if root is None or body is None:
             listed = ", ".join(file.keys()[:12])
-            raise FileError(f"{file.path.name} holds no SMPL poses ('poses', or 'root_orient' with 'pose_body'); it has {listed}.")
+            raise FileError(
+                f"{file.path.name} holds no SMPL poses ('poses', or 'root_orient' with 'pose_body'); it has {listed}."
+            )
         if root.size == 0 or body.size == 0 or root.shape[0] != body.shape[0]:
             raise FileError(f"{file.path.name}: root {root.shape} and body {body.shape} poses differ in frames.")
         frames = root.shape[0]
@@ -146,7 +146,9 @@ def save_amass(motion: Motion, path: str | Path, *, up: str = "z", width: int = 
     Raises SkeletonError for another skeleton, FileError for unknown options or a path that can't be written.
     """
     if motion.skeleton.names != SMPL22_NAMES:
-        raise SkeletonError(f"SMPL files hold the 22 joints of smpl22, not {motion.skeleton}: vadis.retarget(motion) first.")
+        raise SkeletonError(
+            f"SMPL files hold the 22 joints of smpl22, not {motion.skeleton}: vadis.retarget(motion) first."
+        )
     if up not in ("y", "z") or width not in (BODY, 156, 165):
         raise FileError(f"up={up!r}, width={width}: use 'y' or 'z', and 66, 156 or 165 values a frame.")
     root, rotations = motion.root.double(), motion.rotations.double()

@@ -89,7 +89,9 @@ def _from_folder(root: Path, wanted: frozenset[str], max_files: int, follow_link
         for file in files:
             seen += 1
             if seen > max_files:
-                raise FileError(f"{root} holds more than {max_files} files: pass a narrower folder or a larger max_files.")
+                raise FileError(
+                    f"{root} holds more than {max_files} files: pass a narrower folder or a larger max_files."
+                )
             path = Path(folder, file)
             if path.suffix.lower() not in wanted:
                 continue
@@ -128,12 +130,22 @@ def _unpack(archive: Path, root: Path, wanted: frozenset[str], max_bytes: int, m
                 while chunk := file.read(_CHUNK):
                     written += len(chunk)
                     if written > max_bytes:
-                        raise FileError(f"{archive} unpacks to more than {max_bytes} bytes: raise max_bytes if you trust it.")
+                        raise FileError(
+                            f"{archive} unpacks to more than {max_bytes} bytes: raise max_bytes if you trust it."
+                        )
                     out.write(chunk)
             names.add(name)
     except FileError:
         raise
-    except (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+    ) as error:
         raise FileError(f"{archive} can't be unpacked ({error or type(error).__name__}): download it again.") from error
     except (lzma.LZMAError, zlib.error) as error:
         raise FileError(f"{archive} is damaged ({error}): download it again.") from error
@@ -197,7 +209,9 @@ def _zip_members(archive: Path, limit: int) -> Iterator[tuple[str, IO[bytes] | N
         for member in zipped.infolist():
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise FileError(f"{archive}: member {member.filename!r} is a link or a device; refused. Repack the archive.")
+                raise FileError(
+                    f"{archive}: member {member.filename!r} is a link or a device; refused. Repack the archive."
+                )
             if member.flag_bits & 1:
                 raise FileError(f"{archive}: member {member.filename!r} is encrypted: unpack the archive yourself.")
             if member.file_size > limit:

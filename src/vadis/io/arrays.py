@@ -77,7 +77,9 @@ class Npz:
         info = self.members[key]
         name = f"{self.path.name}, array {key!r}"
         if info.file_size > self.max_bytes:
-            raise FileError(f"{name} has {info.file_size} bytes, more than {self.max_bytes}: pass max_bytes if that is right.")
+            raise FileError(
+                f"{name} has {info.file_size} bytes, more than {self.max_bytes}: pass max_bytes if that is right."
+            )
         try:
             with self.zip.open(info) as file:
                 return _read_array(file, info.file_size, name)
@@ -115,5 +117,7 @@ def finite(array: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(array).all() or (array.size and np.abs(array).max() > 1e9):
         bad = np.argwhere(~np.isfinite(array) | (np.abs(array) > 1e9))
         place = ", ".join(map(str, bad[0].tolist())) if bad.shape[1] else "it"
-        raise FileError(f"{name} holds {len(bad)} NaN, infinite or absurdly large values, the first at index ({place}).")
+        raise FileError(
+            f"{name} holds {len(bad)} NaN, infinite or absurdly large values, the first at index ({place})."
+        )
     return array

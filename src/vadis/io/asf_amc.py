@@ -182,7 +182,11 @@ def find_asf(path: Path) -> Path:
 
 
 def load_amc(
-    path: str | Path, asf: str | Path | None = None, fps: float = 120.0, unit: str | None = None, max_bytes: int = 4 << 30
+    path: str | Path,
+    asf: str | Path | None = None,
+    fps: float = 120.0,
+    unit: str | None = None,
+    max_bytes: int = 4 << 30,
 ) -> Motion:
     """Read an AMC motion with its ASF skeleton.
 
@@ -211,7 +215,12 @@ def load_asf(path: str | Path, **_: object) -> Motion:
 
 
 def parse_amc(
-    amc: bytes, asf: bytes, file: str = "AMC data", asf_file: str = "ASF data", fps: float = 120.0, unit: str | None = None
+    amc: bytes,
+    asf: bytes,
+    file: str = "AMC data",
+    asf_file: str = "ASF data",
+    fps: float = 120.0,
+    unit: str | None = None,
 ) -> Motion:
     """The motion in the bytes of an AMC and an ASF file; options and errors as in `load_amc`."""
     if unit is not None and unit not in UNITS:
@@ -324,7 +333,9 @@ def _by_lines(text: str, line: int, body: _Asf, moving: list[str], file: str) ->
         if expected == 0:
             continue
         if len(rows[words[0]]) != frames - 1:
-            raise FileError(f"{file}, line {number}: bone {words[0]!r} occurs twice in frame {frames}, or a frame number is lost.")
+            raise FileError(
+                f"{file}, line {number}: bone {words[0]!r} occurs twice in frame {frames}, or a frame number is lost."
+            )
         rows[words[0]].append(row)
     for name in moving:
         if len(rows[name]) != frames:

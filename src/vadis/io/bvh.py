@@ -75,7 +75,9 @@ class _Hierarchy:
                         raise self._fail(number, "a JOINT outside of any ROOT")
                     parent = stack[-1] if stack else None
                     opening, awaits_brace = len(self.joints), True
-                    self.joints.append(_Joint(" ".join(words[1:]) or f"joint{opening}", -1 if parent is None else parent, number))
+                    self.joints.append(
+                        _Joint(" ".join(words[1:]) or f"joint{opening}", -1 if parent is None else parent, number)
+                    )
                     if len(self.joints) > MAX_JOINTS:
                         raise self._fail(number, f"more than {MAX_JOINTS} joints")
                 elif head == "END":
@@ -321,7 +323,9 @@ def _assemble(
         tuple(p - start if j > start else -1 for j, p in enumerate(parents) if j >= start),
         torch.tensor(offsets[start:], dtype=torch.float32),
         end_sites={
-            j - start: torch.tensor(joint.end_site) for j, joint in enumerate(joints) if j >= start and joint.end_site is not None
+            j - start: torch.tensor(joint.end_site)
+            for j, joint in enumerate(joints)
+            if j >= start and joint.end_site is not None
         },
     )
     unit = unit or guess_unit(skeleton) or "cm"
@@ -355,7 +359,8 @@ def stands_along_z(motion: Motion) -> bool:
     top = motion.skeleton.index(mapping.joints.get("head", mapping.joints["left_shoulder"]))
     feet = [motion.skeleton.index(mapping.joints[f"{side}_ankle"]) for side in ("left", "right")]
     some = motion.crop().replace(
-        root=motion.root[:: max(motion.num_frames // 200, 1)], rotations=motion.rotations[:: max(motion.num_frames // 200, 1)]
+        root=motion.root[:: max(motion.num_frames // 200, 1)],
+        rotations=motion.rotations[:: max(motion.num_frames // 200, 1)],
     )
     rest = motion.skeleton.rest_positions
     bodies = (rest[top] - rest[feet].mean(0), (some.positions[:, top] - some.positions[:, feet].mean(1)).mean(0))
@@ -384,7 +389,9 @@ def _in_smpl_order(motion: Motion) -> Motion:
     """A file with exactly the 22 SMPL joints gives them in SMPL order (BVH is written branch by branch)."""
     if set(motion.skeleton.names) != set(SMPL22_NAMES) or motion.skeleton.names[0] != SMPL22_NAMES[0]:
         return motion
-    up = {n: motion.skeleton.names[p] for n, p in zip(motion.skeleton.names[1:], motion.skeleton.parents[1:], strict=True)}
+    up = {
+        n: motion.skeleton.names[p] for n, p in zip(motion.skeleton.names[1:], motion.skeleton.parents[1:], strict=True)
+    }
     known = smpl22()
     if any(up[n] != known.names[p] for n, p in zip(known.names[1:], known.parents[1:], strict=True)):
         return motion

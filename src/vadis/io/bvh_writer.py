@@ -5,6 +5,7 @@ other joint has three rotations. Angles are continuous over time, so that curves
 """
 
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def tip_offset(skeleton: Skeleton, joint: int) -> torch.Tensor:
     return bone * (min(max(length / 2, 0.03), 0.1) / length) if length > 1e-6 else torch.tensor([0.0, 0.05, 0.0])
 
 
-def _write_hierarchy(file, skeleton: Skeleton, scale: float, order: str, decimals: int) -> list[int]:  # noqa: ANN001
+def _write_hierarchy(file: TextIO, skeleton: Skeleton, scale: float, order: str, decimals: int) -> list[int]:
     """Write the joint tree; the joints in the order in which they were written."""
     written: list[int] = []
     turns = " ".join(f"{axis}rotation" for axis in order)

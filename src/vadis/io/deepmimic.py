@@ -82,7 +82,9 @@ def load_deepmimic(
             raise FileError(f"{path.name}: frames last {step} s; expected 0.00001 to 10 s, or pass fps=.")
         if float((durations - step).abs().max()) > 0.02 * step:
             if float(durations.min()) < 0 or float(durations.sum()) > 100 * step * len(values):
-                raise FileError(f"{path.name}: frame durations from {durations.min():g} to {durations.max():g} s; pass fps=.")
+                raise FileError(
+                    f"{path.name}: frame durations from {durations.min():g} to {durations.max():g} s; pass fps=."
+                )
             root, rotations = _resample(root, rotations, durations, step)
             meta["resampled"] = "uneven frame durations"
         from vadis.io.bvh import snap_fps

@@ -27,7 +27,12 @@ TABLES = {85: slice(72, 75), 322: slice(309, 312)}
 """Width of SMPL tables -> columns of the translation: SMPL-85 and Motion-X; the pose comes first."""
 JOINTS_FPS = 20.0
 """HumanML3D's rate, assumed for joint positions that come without one."""
-_SIX_D = {"ms272": slice(140, 272), "ms272_absroot": slice(140, 272), "hml263": slice(67, 193), "vimogen276": slice(0, 126)}
+_SIX_D = {
+    "ms272": slice(140, 272),
+    "ms272_absroot": slice(140, 272),
+    "hml263": slice(67, 193),
+    "vimogen276": slice(0, 126),
+}
 _SIX_D |= {"smpl135": slice(3, 135), "kit251": slice(64, 184)}
 
 
@@ -65,8 +70,8 @@ def load_npy(
     Args:
         path: the `.npy` file.
         representation: name of the features, "joints" or "smpl"; by default what the sidecar or the shape says.
-        fps: frame rate; by default the sidecar's, else that of the representation, else 20 (HumanML3D joints), with
-            `meta["fps_assumed"]` set.
+        fps: frame rate; by default the sidecar's, else that of the representation; joints and tables without one
+            count as 20 (HumanML3D's rate), and `meta["fps_assumed"]` says so.
         source: "rotations" or "positions" for features that hold both.
         up: "y" or "z" for joints and tables; by default how the body stands.
         index: which clip of a batch `(B, T, …)`.
@@ -91,7 +96,9 @@ def load_npy(
     meta: dict[str, Any] = {"file": path.name, "representation": kind}
     if kind in ("joints", "smpl"):
         rate = snap_fps(1 / float(stored)) if stored is not None else JOINTS_FPS
-        motion = _joints(array, rate, up, meta, path.name) if kind == "joints" else _table(array, rate, up, meta, path.name)
+        motion = (
+            _joints(array, rate, up, meta, path.name) if kind == "joints" else _table(array, rate, up, meta, path.name)
+        )
     else:
         from vadis.representations import representation as find
 
@@ -100,12 +107,14 @@ def load_npy(
             raise FileError(f"{path.name} has the shape {array.shape}; {kind} features are (T, {rep.dim}).")
         features = torch.from_numpy(array[:, : rep.dim].copy()).float()
         if (why := looks_normalized(features, kind)) is not None:
-            raise FileError(f"{path.name} can't be {kind} features in physical units: {why}. Undo the normalisation first.")
+            raise FileError(
+                f"{path.name} can't be {kind} features in physical units: {why}. Undo the normalisation first."
+            )
         options: dict[str, Any] = {} if source is None else {"source": source}
         if (skeleton := _stored_skeleton(notes, path.name)) is not None:
             options["skeleton"] = skeleton
         motion = rep.decode(features, fps=float(stored or rep.fps), **options)
-    if stored is None:
+    if stored is None and kind in ("joints", "smpl"):
         meta["fps_assumed"] = True
     return motion.replace(meta=motion.meta | meta)
 
@@ -127,7 +136,11 @@ def _rigid(joints: np.ndarray) -> bool:
     """Whether the bones between joints `(T, 22, 3)` hardly change their lengths and are as long as a person's."""
     bones = np.linalg.norm(joints[:, 1:] - joints[:, SMPL22_PARENTS[1:]], axis=-1)  # (T, 21)
     mean = bones.mean(0)
-    return bool(0.03 < np.median(mean) < 600 and np.median(bones.std(0) / np.maximum(mean, 1e-9)) < 0.2 and mean[:3].min() > 1e-3)
+    return bool(
+        0.03 < np.median(mean) < 600
+        and np.median(bones.std(0) / np.maximum(mean, 1e-9)) < 0.2
+        and mean[:3].min() > 1e-3
+    )
 
 
 def looks_normalized(features: Tensor, kind: str) -> str | None:
@@ -138,7 +151,9 @@ def looks_normalized(features: Tensor, kind: str) -> str | None:
     length = float(block.square().sum(-1).sqrt().mean())
     if abs(length - 2**0.5) < 0.3:
         return None
-    return f"its 6D rotations have a mean length of {length:.2f} instead of 1.41, as if normalised by mean and deviation"
+    return (
+        f"its 6D rotations have a mean length of {length:.2f} instead of 1.41, as if normalised by mean and deviation"
+    )
 
 
 def _one_clip(array: np.ndarray, index: int | None, name: str) -> np.ndarray:
@@ -148,7 +163,9 @@ def _one_clip(array: np.ndarray, index: int | None, name: str) -> np.ndarray:
             raise FileError(f"{name} holds {array.shape[0]} clips; there is no clip {index}.")
         array = array[index or 0]
     elif clips:
-        raise FileError(f"{name} has the shape {array.shape}: {array.shape[0]} clips, it seems. Pass index=0 for the first.")
+        raise FileError(
+            f"{name} has the shape {array.shape}: {array.shape[0]} clips, it seems. Pass index=0 for the first."
+        )
     if array.shape[:1] == (0,):
         raise FileError(f"{name} is empty: its shape is {array.shape}.")
     return array
@@ -184,7 +201,9 @@ def _joints(array: np.ndarray, fps: float, up: str | None, meta: dict[str, Any],
         joints, meta["unit"] = joints * unit, "cm" if unit == 0.01 else "mm"
         skeleton = skeleton.with_offsets(skeleton.offsets * unit)
     elif not 0.1 < height <= 30:
-        raise FileError(f"{name} holds joints of a body of {height:.3g} m; expected metres, centimetres or millimetres.")
+        raise FileError(
+            f"{name} holds joints of a body of {height:.3g} m; expected metres, centimetres or millimetres."
+        )
     from vadis.representations.solve import solve_rotations
 
     rotations = solve_rotations(joints, skeleton)
@@ -216,7 +235,9 @@ def _table(array: np.ndarray, fps: float, up: str | None, meta: dict[str, Any], 
     return motion
 
 
-def save_npy(motion: Motion, path: str | Path, representation: str | None = None, notes: bool = True, **options: Any) -> Path:
+def save_npy(
+    motion: Motion, path: str | Path, representation: str | None = None, notes: bool = True, **options: Any
+) -> Path:
     """Write features of a representation, or joint positions `(T, J, 3)` in metres, as float32.
 
     Args:
