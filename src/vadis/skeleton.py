@@ -132,7 +132,7 @@ class Skeleton:
 
     def local_rotations(self, world: Tensor) -> Tensor:
         """World rotations `(..., J, 3, 3)` to local ones: the inverse of `global_rotations`."""
-        parents = torch.tensor(self.parents[1:])
+        parents = torch.tensor(self.parents[1:], dtype=torch.long)
         return torch.cat([world[..., :1, :, :], world[..., parents, :, :].transpose(-1, -2) @ world[..., 1:, :, :]], -3)
 
     def forward_kinematics(self, rotations: Tensor, root: Tensor, world: Tensor | None = None) -> Tensor:
@@ -142,7 +142,7 @@ class Skeleton:
         """
         world = self.global_rotations(rotations) if world is None else world
         offsets = self.offsets.to(world)
-        parents = torch.tensor(self.parents[1:], device=world.device)
+        parents = torch.tensor(self.parents[1:], dtype=torch.long, device=world.device)
         bones = (world[..., parents, :, :] @ offsets[1:, :, None])[..., 0]  # (..., J - 1, 3)
         positions = torch.cat([root[..., None, :], bones], dim=-2)
         for joints, up in self.levels:

@@ -201,7 +201,7 @@ def _tar_members(archive: Path, limit: int) -> Iterator[tuple[str, IO[bytes] | N
                     )
                 else:
                     yield member.name, tar.extractfile(member)
-                tar.members = []  # tarfile remembers every header otherwise
+                tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every header otherwise
 
 
 def _zip_members(archive: Path, limit: int) -> Iterator[tuple[str, IO[bytes] | None]]:

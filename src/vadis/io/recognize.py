@@ -116,7 +116,8 @@ def motion_facts(motion: Motion) -> tuple[dict[str, Any], list[str]]:
     if motion.num_frames > 2:
         speed = (motion.positions[1:] - motion.positions[:-1]).norm(dim=-1).amax(-1) * motion.fps
         fast = (speed > 14).nonzero()[:, 0] + 1
-        if len(fast) and int(fast[0]) == 1 and float((motion.rotations[0] - torch.eye(3)).abs().max()) < 1e-4:
+        from_rest = (motion.rotations[:2] - torch.eye(3)).abs().amax((2, 3)).mean(1)
+        if float(from_rest[0]) < 0.3 * float(from_rest[1]) and len(fast) and int(fast[0]) == 1:
             warnings.append("frame 0 is the rest pose, not motion: read with drop_first_frame=True.")
             fast = fast[1:]
         if len(fast):
