@@ -1,0 +1,29 @@
+"""`vadis data augment CORPUS OUT`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from vadis.cli.common import check_input, say
+from vadis.data.augment import AugmentOptions, augment_corpus
+from vadis.data.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Draw a larger captioned corpus from a small one: other speeds and headings, joined and combined stretches.
+
+    vadis data augment corpus/cmu corpus/cmu-augmented --clips 9000
+    """
+
+    corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
+    """Folder of the corpus."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """Folder of the new corpus."""
+    options: OmitArgPrefixes[AugmentOptions] = field(default_factory=AugmentOptions)
+
+    def run(self) -> None:
+        corpus = augment_corpus(Corpus.open(check_input(self.corpus)), self.out, self.options)
+        say(f"{len(corpus)} clips, {corpus.hours:.2f} h")
+        print(self.out)

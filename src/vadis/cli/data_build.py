@@ -1,0 +1,39 @@
+"""`vadis data build SRC … OUT`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from vadis.cli.common import check_input, say
+from vadis.data.build import BuildOptions, build_corpus
+from vadis.errors import VadisError
+
+
+@dataclass(frozen=True)
+class Build:
+    """Turn archives or folders of motion files and caption lists into a corpus; interrupted work is taken up again.
+
+    vadis data build cmu31.tar.xz cmu43.tar.xz corpus/cmu --captions captions.jsonl --manifest manifest.jsonl
+    """
+
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC [SRC ...] OUT")]
+    """Archives (.tar.xz, .tar.gz, .zip), folders or motion files; the last is the folder of the corpus."""
+    captions: Annotated[tuple[str, ...], arg(metavar="FILE.jsonl"), UseAppendAction] = ()
+    """Caption list, matched by the file's name; repeatable."""
+    manifest: Annotated[str | None, arg(metavar="FILE.jsonl")] = None
+    """Licence, source and true frame rate by clip."""
+    options: OmitArgPrefixes[BuildOptions] = field(default_factory=BuildOptions)
+
+    def run(self) -> None:
+        if len(self.paths) < 2:
+            raise VadisError("name what to build from and where to: vadis data build SRC [SRC …] OUT.")
+        *sources, out = self.paths
+        for path in (*sources, *self.captions, *([self.manifest] if self.manifest else [])):
+            check_input(path)
+        corpus = build_corpus(sources, out, self.captions, self.manifest, self.options)
+        rejected = corpus.about.get("rejected", {})
+        for reason, count in rejected.items():
+            say(f"left out: {count} × {reason}")
+        say(f"{len(corpus)} clips, {corpus.hours:.2f} h of {corpus.representation} at {corpus.fps:g} frames/s")
+        print(out)

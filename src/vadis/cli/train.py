@@ -1,0 +1,36 @@
+"""`vadis train recipes/NAME.yaml key=value …`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from vadis.cli.common import check_input
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train what a recipe describes; every setting of the recipe can be changed by key=value.
+
+    vadis train recipes/mini-tokenizer.yaml steps=1000 optimizer.lr=1e-4 --out runs/mine
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE.yaml")]
+    """The recipe."""
+    settings: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Settings to change, dotted for groups: optimizer.lr=1e-4."""
+    out: str | None = None
+    """Folder of checkpoints, logs and the trained model; the same as run=FOLDER."""
+    resume: Literal["no", "auto"] | None = None
+    """auto continues from the checkpoint in the folder, if there is one; the same as resume=auto."""
+
+    def run(self) -> None:
+        check_input(self.recipe)
+        from vadis.training import train
+
+        settings = [*self.settings]
+        if self.out is not None:
+            settings.append(f"run={self.out}")
+        if self.resume is not None:
+            settings.append(f"resume={self.resume}")
+        print(train(self.recipe, settings))
