@@ -61,7 +61,7 @@ class Clip:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def _npy_header(frames: int, dim: int) -> bytes:
+def npy_header(frames: int, dim: int) -> bytes:
     """A version-1 `.npy` header of exactly HEADER bytes for a (frames, dim) float16 array."""
     text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({int(frames)}, {int(dim)}), }}"
     return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text.ljust(HEADER - 11).encode() + b"\n"
@@ -175,7 +175,7 @@ class CorpusWriter:
             self._close_shard()
         if self._shard is None:
             self._shard = (self._folder / f"shard-{self._shards:05d}.npy").open("wb")
-            self._shard.write(_npy_header(0, self.dim))
+            self._shard.write(npy_header(0, self.dim))
             self._shards, self._shard_frames = self._shards + 1, 0
         self._shard.write(array.tobytes())
         row = {
@@ -213,7 +213,7 @@ class CorpusWriter:
     def _close_shard(self) -> None:
         if self._shard is not None:
             self._shard.seek(0)
-            self._shard.write(_npy_header(self._shard_frames, self.dim))
+            self._shard.write(npy_header(self._shard_frames, self.dim))
             self._shard.close()
             self._shard = None
 
@@ -292,10 +292,8 @@ class CorpusWriter:
         rows = [r for r in self._rows if r["split"] == "train"] or self._rows
         step = max(1, sum(r["frames"] for r in rows) // STATISTICS_FRAMES)
         shards = [_open_shard(self._folder, i, self.dim) for i in range(self._shards)]
-        picked = [
-            torch.from_numpy(shards[r["shard"]][r["first"] : r["first"] + r["frames"]].astype(np.float32))
-            for r in rows[::step]
-        ]
+        spans = ((shards[r["shard"]], r["first"], r["first"] + r["frames"]) for r in rows[::step])
+        picked = (torch.from_numpy(shard[a:b].astype(np.float32)) for shard, a, b in spans)
         mean, std = representation(self.representation).statistics(picked)
         return torch.as_tensor(mean).float().tolist(), torch.as_tensor(std).float().tolist()
 
@@ -401,6 +399,12 @@ class Corpus:
         return Clip(
             r["clip"], torch.from_numpy(array.astype(np.float32)), captions, **facts, extra=json.loads(r["extra"])
         )
+
+    def frames_of(self, row: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Frames `start` to `stop` of a clip (T, D) float32, without reading the rest."""
+        first = int(self._first[row])
+        last = first + min(int(self.frames[row]), self.frames[row] if stop is None else stop)
+        return torch.from_numpy(self._shards[self._shard_of[row]][first + start : last].astype(np.float32))
 
     def __iter__(self) -> Iterator[Clip]:
         return (self[i] for i in range(len(self)))

@@ -1,0 +1,391 @@
+"""A corpus as a generator reads it: motion tokens, text features and kinematic plans, computed once and memory-mapped.
+
+    encoded/tokens.npy     (all steps, G) uint16 (uint32 above 65,536 codes)
+    encoded/text.npy       (all text tokens, H) float16, each different sentence once
+    encoded/plan.npy, plan_mask.npy   (N, P, A) float32 and bool, with a plan function
+    encoded/index.parquet  a row a segment: clip, frames, where its tokens are, split, weight, its sentences
+    encoded/texts.parquet  the sentences and where their features are
+    encoded/encoded.json   facts of the tokenizer, the text encoder and the corpus
+
+A segment is a stretch of a clip that captions speak of: the whole clip, or the span of a caption about a part of it. It
+is tokenised as if it were a clip of its own. Letters: B rows, N segments, S token steps, G groups, L text tokens, H
+text width, P plan rows, A plan attributes.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vadis.data.corpus import Corpus, npy_header
+from vadis.errors import FileError, VadisError
+from vadis.files import atomic_folder
+
+VERSION = 1
+SLACK = 0.25  # seconds; a caption that leaves out no more at either end speaks of the whole clip
+ROWS = 64  # segments of one tokenizer call
+
+PlanFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Features (T, D) in physical units to values (P, A) and a mask (P, A) of those that are known."""
+
+
+@dataclass(frozen=True)
+class _Segment:
+    row: int
+    first: int
+    frames: int
+    texts: tuple[int, ...]
+    kinds: tuple[str, ...]
+
+
+def encode_corpus(
+    corpus: Corpus,
+    tokenizer: Any,
+    text_encoder: Any,
+    out: str | Path,
+    plan: PlanFunction | None = None,
+    *,
+    min_seconds: float = 0.4,
+    max_seconds: float | None = None,
+    about: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> "EncodedCorpus":
+    """Tokenise every captioned segment of a corpus; the folder `out` appears, or is replaced, when all is done.
+
+    Args:
+        tokenizer: a discrete tokenizer of the corpus' representation and frame rate.
+        text_encoder: has `name`, `dim`, `max_tokens` and `encode_each`.
+        plan: makes the plan of a segment from its features.
+        min_seconds, max_seconds: segments outside are left out and counted in `encoded.json`.
+        about: free facts for `encoded.json`.
+
+    Raises VadisError when the tokenizer does not fit the corpus or nothing is left.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if tokenizer.representation != corpus.representation or tokenizer.fps != corpus.fps:
+        raise VadisError(
+            f"the tokenizer reads {tokenizer.representation} at {tokenizer.fps:g} fps; the corpus {corpus.path} holds "
+            f"{corpus.representation} at {corpus.fps:g} fps. Build the corpus for this tokenizer."
+        )
+    per_token = int(tokenizer.frames_per_token)
+    least = max(per_token, 8, round(min_seconds * corpus.fps))
+    most = round(max_seconds * corpus.fps) if max_seconds else None
+    texts, segments, left_out = _segments(corpus, least, most)
+    if not segments:
+        reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "it has no clips"
+        raise VadisError(f"nothing of {corpus.path} can be encoded: {reasons}.")
+    steps = [s.frames // per_token for s in segments]
+    firsts = np.concatenate([[0], np.cumsum(steps)])
+    with atomic_folder(out) as folder, _Progress(progress) as show:
+        _write_tokens(corpus, tokenizer, segments, steps, firsts, folder, show)
+        places = _write_texts(text_encoder, texts, folder, show)
+        if plan is not None:
+            _write_plans(corpus, plan, segments, folder, show)
+        shares = Counter(s.row for s in segments)
+        columns = {name: corpus.column(name) for name in ("clip", "split", "group", "source", "licence", "weight")}
+        rows = [
+            {name: values[s.row] for name, values in columns.items() if name != "weight"}
+            | {"weight": columns["weight"][s.row] / shares[s.row], "first_frame": s.first, "frames": s.frames}
+            | {"row": i, "first": int(firsts[i]), "steps": steps[i], "texts": list(s.texts), "kinds": list(s.kinds)}
+            for i, s in enumerate(segments)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet", compression="zstd")
+        sentences = [{"text": t, "first": a, "tokens": n} for t, (a, n) in zip(texts, places, strict=True)]
+        pq.write_table(pa.Table.from_pylist(sentences), folder / "texts.parquet", compression="zstd")
+        page = {
+            "format": "vadis-encoded",
+            "version": VERSION,
+            "representation": corpus.representation,
+            "fps": corpus.fps,
+            "frames_per_token": per_token,
+            "vocab_size": int(tokenizer.vocab_size),
+            "groups": int(tokenizer.groups),
+            "tokenizer": {"config": _plain(tokenizer.config), "sha256": fingerprint(tokenizer)},
+            "text_encoder": {"name": text_encoder.name, "dim": int(text_encoder.dim)},
+            "plan": plan is not None,
+            "segments": len(segments),
+            "steps": int(firsts[-1]),
+            "sentences": len(texts),
+            "longest_steps": max(steps),
+            "longest_text": max(n for _, n in places),
+            "corpus": {k: corpus.about.get(k) for k in ("clips", "frames", "about")},
+            "left_out": left_out,
+            "about": dict(about or {}),
+        }
+        (folder / "encoded.json").write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return EncodedCorpus.open(out)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights: says whether tokens were made by it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain(config: Any) -> Any:
+    return json.loads(json.dumps(asdict(config) if is_dataclass(config) else dict(config)))  # type: ignore[arg-type]
+
+
+def _segments(corpus: Corpus, least: int, most: int | None) -> tuple[list[str], list[_Segment], dict[str, int]]:
+    """The different sentences, the segments they speak of, and counts of what was left out."""
+    from vadis.generators.text import MAX_CHARACTERS
+
+    ids: dict[str, int] = {}
+    segments: list[_Segment] = []
+    left_out: Counter[str] = Counter()
+    slack = SLACK * corpus.fps
+    for row, captions in enumerate(corpus.column("captions")):
+        frames = int(corpus.frames[row])
+        spans: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+        for c in captions:
+            text = " ".join(c["text"].split())
+            if not text or len(text) > MAX_CHARACTERS:
+                left_out["captions empty or too long"] += 1
+                continue
+            a, b = round(c["start"] * corpus.fps), round(c["end"] * corpus.fps)
+            if b <= a or (a <= slack and b >= frames - slack):
+                a, b = 0, frames
+            spans[max(a, 0), min(b, frames)].append((text, c["kind"]))
+        left_out["clips without captions"] += not spans
+        for (a, b), said in sorted(spans.items()):
+            if b - a < least:
+                left_out["segments too short"] += 1
+            elif most and b - a > most:
+                left_out["segments too long"] += 1
+            else:
+                numbers = tuple(ids.setdefault(text, len(ids)) for text, _ in said)
+                segments.append(_Segment(row, a, b - a, numbers, tuple(kind for _, kind in said)))
+    return list(ids), segments, {k: v for k, v in left_out.items() if v}
+
+
+def _features(corpus: Corpus, segment: _Segment) -> Tensor:
+    return corpus.frames_of(segment.row, segment.first, segment.first + segment.frames)
+
+
+def _write_tokens(
+    corpus: Corpus,
+    tokenizer: Any,
+    segments: list[_Segment],
+    steps: list[int],
+    firsts: np.ndarray,
+    folder: Path,
+    show: Any,
+) -> None:
+    groups = int(tokenizer.groups)
+    kind = np.uint16 if tokenizer.vocab_size <= 65_536 else np.uint32
+    out = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=kind, shape=(int(firsts[-1]), groups))
+    order = sorted(range(len(segments)), key=lambda i: segments[i].frames)  # equal lengths share a call
+    was_training = tokenizer.training
+    tokenizer.eval()
+    for start in show(range(0, len(order), ROWS), "motion tokens"):
+        part = order[start : start + ROWS]
+        clips = [_features(corpus, segments[i]) for i in part]
+        padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        tokens = tokenizer.encode(padded, lengths=[len(c) for c in clips]).cpu()
+        for k, i in enumerate(part):
+            out[firsts[i] : firsts[i] + steps[i]] = tokens[k, : steps[i]].reshape(steps[i], groups).numpy()
+    tokenizer.train(was_training)
+    out.flush()
+
+
+def _write_texts(encoder: Any, texts: list[str], folder: Path, show: Any) -> list[tuple[int, int]]:
+    """Write the features in the order they come; returns (first, tokens) of every sentence."""
+    places: list[tuple[int, int]] = [(0, 0)] * len(texts)
+    total = 0
+    with (folder / "text.npy").open("wb") as file:
+        file.write(npy_header(0, encoder.dim))
+        for i, features in show(encoder.encode_each(texts), "sentences", len(texts)):
+            places[i] = (total, len(features))
+            total += len(features)
+            file.write(np.ascontiguousarray(features.cpu().numpy(), dtype="<f2").tobytes())
+        file.seek(0)
+        file.write(npy_header(total, encoder.dim))
+    return places
+
+
+def _write_plans(corpus: Corpus, plan: PlanFunction, segments: list[_Segment], folder: Path, show: Any) -> None:
+    values: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    for i, segment in enumerate(show(segments, "plans")):
+        value, mask = plan(_features(corpus, segment))
+        if values is None or masks is None:
+            shape = (len(segments), *(int(n) for n in value.shape))
+            values = np.lib.format.open_memmap(folder / "plan.npy", "w+", dtype=np.float32, shape=shape)
+            masks = np.lib.format.open_memmap(folder / "plan_mask.npy", "w+", dtype=bool, shape=shape)
+        values[i], masks[i] = value.numpy(), mask.numpy()
+
+
+class _Progress:
+    """`show(iterable, title)` iterates with a bar on stderr."""
+
+    def __init__(self, active: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, disable=not (active and console.is_terminal), transient=True)
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, items: Any, title: str, total: int | None = None) -> Any:
+        return self._bar.track(items, total=total if total is not None else len(items), description=title)
+
+
+class EncodedCorpus:
+    """Segments opened for reading; made by `EncodedCorpus.open`. Subsets share the mapped arrays."""
+
+    def __init__(
+        self, path: Path, about: dict[str, Any], index: Any, texts: Any, arrays: dict[str, np.ndarray]
+    ) -> None:
+        self.path, self.about, self._index, self._texts, self._arrays = path, about, index, texts, arrays
+        self.fps: float = about["fps"]
+        self.frames_per_token: int = about["frames_per_token"]
+        self.vocab_size: int = about["vocab_size"]
+        self.groups: int = about["groups"]
+        self.text_dim: int = about["text_encoder"]["dim"]
+        self._row, self._first, self.steps, self.frames, self.weights = (
+            index.column(name).to_numpy() for name in ("row", "first", "steps", "frames", "weight")
+        )
+        self._text_first, self._text_tokens = (texts.column(name).to_numpy() for name in ("first", "tokens"))
+        self._said: list[list[int]] = index.column("texts").to_pylist()
+        self._kinds: list[list[str]] = index.column("kinds").to_pylist()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "EncodedCorpus":
+        """Open a folder made by `encode_corpus`; raises FileError when it is missing, damaged or of another version."""
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        if not (path / "encoded.json").is_file():
+            raise FileError(f"no encoded corpus at {path} (no encoded.json there). Make one with `vadis data encode`.")
+        try:
+            about = json.loads((path / "encoded.json").read_text(encoding="utf-8"))
+            if (about["format"], about["version"]) != ("vadis-encoded", VERSION):
+                raise FileError(
+                    f"{path} is {about['format']} {about['version']}; expected vadis-encoded {VERSION}. Encode again."
+                )
+            index, texts = (pq.read_table(path / f"{name}.parquet") for name in ("index", "texts"))
+            names = ["tokens", "text", *(["plan", "plan_mask"] if about["plan"] else [])]
+            arrays = {name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r")) for name in names}
+            whole = (
+                len(arrays["tokens"]) == about["steps"]
+                and len(index) == about["segments"]
+                and len(texts) == about["sentences"]
+            )
+        except FileError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise FileError(f"the encoded corpus {path} is damaged ({error}). Encode the corpus again.") from error
+        if not whole:
+            raise FileError(f"the encoded corpus {path} is damaged (its files disagree). Encode the corpus again.")
+        return cls(path, about, index, texts, arrays)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def plan_shape(self) -> tuple[int, int] | None:
+        """(P, A), or None without plans."""
+        return self._arrays["plan"].shape[1:] if "plan" in self._arrays else None  # type: ignore[return-value]
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Length of every segment (N,)."""
+        return self.frames / self.fps
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the index."""
+        return self._index.column(name).to_pylist()
+
+    def plans(self) -> Tensor:
+        """All plans (N, P, A) float32; raises VadisError without plans."""
+        if "plan" not in self._arrays:
+            raise VadisError(f"{self.path} was encoded without plans. Encode the corpus again with a plan function.")
+        return torch.from_numpy(self._arrays["plan"][self._row].copy())
+
+    def subset(self, split: str | None = None, *, max_steps: int | None = None) -> "EncodedCorpus":
+        """The segments of a split, no longer than `max_steps` token steps. Raises VadisError when there is none."""
+        keep = np.ones(len(self), dtype=bool)
+        if split is not None:
+            keep &= np.array(self.column("split"), dtype=object) == split
+        if max_steps is not None:
+            keep &= self.steps <= max_steps
+        if not keep.any():
+            limit = f" of at most {max_steps} steps" if max_steps else ""
+            raise VadisError(
+                f"no segment with split {split!r}{limit} in {self.path}. Splits: {sorted(set(self.column('split')))}."
+            )
+        return EncodedCorpus(self.path, self.about, self._index.filter(keep), self._texts, self._arrays)
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> np.ndarray:
+        """Random rows (count,), each in proportion to its weight, with replacement."""
+        weights = torch.from_numpy(self.weights.astype(np.float64))
+        return torch.multinomial(weights, count, replacement=True, generator=generator).numpy()
+
+    def sentences(self, row: int) -> list[str]:
+        """What is said of a segment."""
+        column = self._texts.column("text")
+        return [column[i].as_py() for i in self._said[row]]
+
+    def batch(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        generator: torch.Generator | None = None,
+        kind_weights: Mapping[str, float] | None = None,
+    ) -> dict[str, Tensor]:
+        """Padded tensors of segments, each with one of its sentences drawn at random.
+
+        Returns tokens (B, S) or (B, S, G) int64 padded with -1, token_lengths (B,), text (B, L, H) float32 padded with
+        0, text_lengths (B,), text_ids (B,), seconds (B,) and, if there are plans, plan (B, P, A) and plan_mask bool.
+        `kind_weights` makes sentences of some kinds more or less likely (1 when not named; all 0: as if all were 1).
+        """
+        rows = np.asarray(rows)
+        draws = torch.rand(len(rows), generator=generator, dtype=torch.float64).tolist()
+        said = np.array([self._choose(row, draw, kind_weights) for row, draw in zip(rows, draws, strict=True)])
+        tokens = _padded(self._arrays["tokens"], self._first[rows], self.steps[rows], np.int64, -1)
+        text = _padded(self._arrays["text"], self._text_first[said], self._text_tokens[said], np.float32, 0)
+        result = {
+            "tokens": tokens if self.groups > 1 else tokens[..., 0],
+            "token_lengths": torch.from_numpy(self.steps[rows].astype(np.int64)),
+            "text": text,
+            "text_lengths": torch.from_numpy(self._text_tokens[said].astype(np.int64)),
+            "text_ids": torch.from_numpy(said.astype(np.int64)),
+            "seconds": torch.from_numpy(self.seconds[rows].astype(np.float32)),
+        }
+        if "plan" in self._arrays:
+            places = self._row[rows]
+            result["plan"] = torch.from_numpy(self._arrays["plan"][places])
+            result["plan_mask"] = torch.from_numpy(self._arrays["plan_mask"][places])
+        return result
+
+    def _choose(self, row: int, draw: float, kind_weights: Mapping[str, float] | None) -> int:
+        said = self._said[row]
+        weights = np.array([(kind_weights or {}).get(kind, 1.0) for kind in self._kinds[row]], dtype=np.float64)
+        if weights.sum() <= 0:
+            weights[:] = 1.0
+        shares = np.cumsum(weights)
+        return said[min(int(np.searchsorted(shares, draw * shares[-1], side="right")), len(said) - 1)]
+
+
+def _padded(array: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, kind: Any, fill: int) -> Tensor:
+    """Stretches of `array` (n, width) as (B, longest, width)."""
+    out = np.full((len(firsts), int(lengths.max()), array.shape[1]), fill, dtype=kind)
+    for i, (first, length) in enumerate(zip(firsts.tolist(), lengths.tolist(), strict=True)):
+        out[i, :length] = array[first : first + length]
+    return torch.from_numpy(out)
