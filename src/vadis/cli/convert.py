@@ -18,6 +18,7 @@ class Convert:
     """Turn a motion file or features into another format or representation.
 
     vadis convert walk.bvh walk.npy --to ms272
+
     vadis convert features.npy walk.glb --fps 30
     """
 
@@ -70,7 +71,7 @@ class Convert:
             options = {"representation": self.to}
         elif self.resample is not None:
             motion = motion.resample(self.resample)
-        if suffix in (".glb", ".png", ".html"):
+        if suffix in (".glb", ".npz", ".png", ".html"):
             motion = on_model_skeleton(motion)
         write([motion], path, [path.stem], **options)
         print(path)

@@ -1,6 +1,7 @@
 """Motion files as the verbs read them: flags that a format has no use for are refused, and frame rates are never guessed."""
 
 import inspect
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,17 @@ def read_motion(
 
     Raises VadisError for a flag that the format has no use for, FileError for a file that can't be read.
     """
-    from vadis.io import READERS, _find, load_motion
+    from vadis.io import READERS, load_motion
 
     path = check_input(path)
     if path.is_dir():
         raise FileError(f"{path} is a folder; name one motion file, or use `vadis data build` for many.")
     if fps is not None:
         check_number("--fps", fps, 1, 1000, "frames/s")
-    reader = _find(READERS, path, "read")
-    known = inspect.signature(reader).parameters
+    module, colon, name = READERS.get(path.suffix.lower(), "").partition(":")
+    if not colon:
+        raise FileError(f"can't read {path.name}: its suffix must be one of {', '.join(READERS)}. `vadis info` may know more.")
+    known = inspect.signature(getattr(import_module(module), name)).parameters
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in known:

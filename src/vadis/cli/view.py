@@ -17,6 +17,7 @@ class View:
     """Watch motions in the browser, several side by side, or write a page that plays them.
 
     vadis view walk.bvh other.npz
+
     vadis view walk.bvh -o walk.html
     """
 

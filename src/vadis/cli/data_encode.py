@@ -1,0 +1,73 @@
+"""`vadis data encode CORPUS OUT --tokenizer MODEL`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from vadis.cli.common import check_input, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vadis.data.tokenize import PlanFunction
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Turn a corpus into what a generator trains on: motion tokens, text features and kinematic plans, computed once.
+
+    vadis data encode corpus/cmu corpus/cmu-tokens --tokenizer runs/tokenizer/model
+    """
+
+    corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
+    """Folder of the corpus."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """Folder to write; an older one is replaced when all is done."""
+    tokenizer: str
+    """The trained tokenizer: a folder, a bundled model's or a Hub id."""
+    text_encoder: str = "minilm"
+    """minilm, or flan-t5-xl."""
+    text_encoder_source: str | None = None
+    """A folder or Hub id of the text encoder's weights, instead of the usual one."""
+    plan: bool = True
+    """Also measure the kinematic plan of every stretch."""
+    min_seconds: float = 0.4
+    """Shorter stretches are left out."""
+    max_seconds: float | None = None
+    """Longer stretches are left out."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def run(self) -> None:
+        path = check_input(self.corpus)
+        import vadis
+        from vadis.data.corpus import Corpus
+        from vadis.data.tokenize import encode_corpus
+        from vadis.generators.text import text_encoder
+
+        corpus = Corpus.open(path)
+        tokenizer = vadis.load(self.tokenizer, device=self.device)
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a whole pipeline has one
+        encoder = text_encoder(self.text_encoder, self.text_encoder_source, self.device)
+        plan = _plan_function(corpus) if self.plan else None
+        limits: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
+        encoded = encode_corpus(corpus, tokenizer, encoder, self.out, plan, about={"tokenizer": self.tokenizer}, **limits)
+        say(f"{len(encoded)} captioned stretches")
+        print(self.out)
+
+
+def _plan_function(corpus: Any) -> "PlanFunction":
+    """Features `(T, D)` to the plan `(P, A)` of their motion, everything known."""
+    import torch
+
+    from vadis.metrics.kinematics import kinematic_plan
+    from vadis.representations import representation
+
+    rep = representation(corpus.representation)
+
+    def plan(features: "Tensor") -> "tuple[Tensor, Tensor]":
+        values = kinematic_plan(rep.decode(features).positions, corpus.fps)
+        return values, torch.ones_like(values, dtype=torch.bool)
+
+    return plan
