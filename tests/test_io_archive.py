@@ -103,7 +103,9 @@ def test_zip_link_and_encryption_are_refused(tmp_path):
 
 @pytest.mark.parametrize("maker", [make_tar, make_zip])
 def test_bombs_stop_at_the_limit(tmp_path, maker):
-    path = maker(tmp_path / ("x.zip" if maker is make_zip else "x.tar.gz"), [(f"{i}.bvh", bytes(300_000)) for i in range(9)])
+    path = maker(
+        tmp_path / ("x.zip" if maker is make_zip else "x.tar.gz"), [(f"{i}.bvh", bytes(300_000)) for i in range(9)]
+    )
     with pytest.raises(FileError, match="unpacks to more than 1000000 bytes"):
         list(iter_motion_files(path, max_bytes=1_000_000))
     with pytest.raises(FileError, match="more than 3 members"):

@@ -399,7 +399,9 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         elif kind < 0.8:
             body[at:at] = body[at : at + rng.randint(1, 40)]
         else:
-            body[at:at] = rng.choice([b"nan", b"1e999", b"{", b"}", b"-", b"\x00", b"\n", b"9" * 50, b"JOINT a\n", b"MOTION\n"])
+            body[at:at] = rng.choice(
+                [b"nan", b"1e999", b"{", b"}", b"-", b"\x00", b"\n", b"9" * 50, b"JOINT a\n", b"MOTION\n"]
+            )
         if not body:
             break
     return bytes(body)

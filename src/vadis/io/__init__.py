@@ -16,6 +16,7 @@ READERS = {
     ".json": "vadis.io.deepmimic:load_deepmimic",
     ".npz": "vadis.io.amass:load_amass",
     ".npy": "vadis.io.npy:load_npy",
+    ".glb": "vadis.io.gltf:load_glb",
 }
 WRITERS = {
     ".bvh": "vadis.io.bvh_writer:save_bvh",
