@@ -8,8 +8,9 @@ from importlib import import_module
 
 from vadis.errors import VadisError
 from vadis.representations.base import Representation, Source
+from vadis.representations.guess import Guess, guess
 
-__all__ = ["Representation", "Source", "names", "representation"]
+__all__ = ["Guess", "Representation", "Source", "guess", "names", "representation"]
 
 _MAKERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "ms272": ("ms272", "MS272", {}),

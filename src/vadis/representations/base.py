@@ -57,16 +57,16 @@ class Representation(ABC):
 
     def check(self, features: Tensor | np.ndarray, ndim: int | None = None) -> Tensor:
         """The features as a tensor; ShapeError when their width (or number of axes) doesn't fit."""
-        features = torch.as_tensor(features)
-        if features.ndim < 2 or features.shape[-1] != self.dim or (ndim is not None and features.ndim != ndim):
+        x: Tensor = torch.from_numpy(features) if isinstance(features, np.ndarray) else features
+        if x.ndim < 2 or x.shape[-1] != self.dim or (ndim is not None and x.ndim != ndim):
             wanted = "(T, " if ndim == 2 else "(..., T, "
             raise ShapeError(
-                f"{self.name} features have the shape {wanted}{self.dim}); this array is {tuple(features.shape)}."
-                f"{_width_hint(features.shape[-1] if features.ndim else 0, self.dim)}"
+                f"{self.name} features have the shape {wanted}{self.dim}); this array is {tuple(x.shape)}."
+                f"{_width_hint(x.shape[-1] if x.ndim else 0, self.dim)}"
             )
-        if features.shape[-2] == 0:
-            raise ShapeError(f"{self.name} features need at least one frame; this array is {tuple(features.shape)}.")
-        return features if features.is_floating_point() else features.float()
+        if x.shape[-2] == 0:
+            raise ShapeError(f"{self.name} features need at least one frame; this array is {tuple(x.shape)}.")
+        return x if x.is_floating_point() else x.float()
 
     def check_motion(self, motion: Motion, skeleton: Skeleton) -> None:
         """Raise the error that tells the user how to make `motion` fit this representation."""

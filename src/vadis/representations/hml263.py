@@ -1,4 +1,4 @@
-"""HumanML3D-263 and KIT-251 (Guo et al., 2022): heading-free joints, twist-free bone rotations, velocities, foot contacts.
+"""HumanML3D-263 and KIT-251 (Guo et al., 2022): heading-free joints, twist-free rotations, velocities, contacts.
 
 T frames give T - 1 rows. With h_t the heading quaternion of frame t (world to body-facing):
 
@@ -19,6 +19,7 @@ here bones are simply re-scaled; and a bone's rotation depends on its own direct
 so that all joints of all frames of all clips are computed at once.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class HumanML(Representation):
             "root_yaw_velocity", "root_linear_velocity", "root_height", "joint_positions", "joint_rotations",
             "joint_velocities", "foot_contacts",
         )  # fmt: skip
-        self.slices = frozen({n: slice(a, b) for n, a, b in zip(names, edges, edges[1:], strict=False)})
+        self.slices = frozen({n: slice(a, b) for n, a, b in zip(names, edges[:-1], edges[1:], strict=True)})
         self.groups = tuple(self.slices.values())
         self.dim = edges[-1]
 
@@ -108,13 +109,14 @@ class HumanML(Representation):
             fix_heading: overrides the representation's setting.
             lengths: `(B,)` valid frames of each clip, 2 or more; rows from `lengths - 1` on are zero.
 
-        A row depends on 80 frames to either side through the smoothed heading: features of a cut are no cut of features.
+        A row depends on 80 frames to either side through the smoothed heading, so cut before encoding or not at all.
         """
+        count = self.layout.joints
         clips = joints if joints.ndim == 4 else joints[None]
-        if joints.ndim not in (3, 4) or clips.shape[-1] != 3 or clips.shape[2] < self.layout.joints or clips.shape[1] < 2:
+        if clips.ndim != 4 or clips.shape[3] != 3 or clips.shape[2] < count or clips.shape[1] < 2:
             raise ShapeError(
-                f"{self.name} is made from joints (T, {self.layout.joints}, 3) or (B, T, {self.layout.joints}, 3) with at "
-                f"least 2 frames; got {tuple(joints.shape)}."
+                f"{self.name} is made from joints (T, {count}, 3) or (B, T, {count}, 3) with at least 2 frames; got "
+                f"{tuple(joints.shape)}."
             )
         canonical = self.canonical_positions(clips, target_offsets, lengths)
         features = self._features(canonical, self.fix_heading if fix_heading is None else fix_heading, lengths)
@@ -127,7 +129,8 @@ class HumanML(Representation):
         target = self.target_offsets if target_offsets is None else torch.as_tensor(target_offsets).float()
         directions = lay.directions
         size = (target * directions).sum(-1)  # bone lengths
-        if target.shape != directions.shape or not torch.allclose(size[:, None] * directions, target, atol=1e-4 * lay.metre):
+        off_axis = (size[:, None] * directions - target).abs().max()
+        if target.shape != directions.shape or off_axis > 1e-4 * lay.metre:
             raise ShapeError(
                 f"target offsets of {self.name} are ({lay.joints}, 3) along the rest axes (`offsets_of`); got "
                 f"{tuple(target.shape)}."
@@ -183,7 +186,9 @@ class HumanML(Representation):
             out[torch.arange(rows) >= lengths[:, None] - 1] = 0
         return out
 
-    def headings(self, joints: Tensor, fix_heading: bool = False, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def headings(
+        self, joints: Tensor, fix_heading: bool = False, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Smoothed heading quaternions (w, 0, y, 0) of canonical joints `(B, T, J, 3)` as w and y `(B, T)`."""
         right_hip, left_hip, right_arm, left_arm = (joints[:, :, k] for k in self.layout.face)
         hips = right_hip - left_hip if fix_heading else left_hip - right_hip
@@ -239,7 +244,7 @@ class HumanML(Representation):
         return quat.to(features.dtype), root.to(features.dtype)
 
     def recover_from_positions(self, features: Tensor) -> Tensor:
-        """World joints `(..., T, J, 3)` in file units from the position columns ("ric"), as all published metrics use."""
+        """World joints `(..., T, J, 3)` in file units from the position columns ("ric"), the input of published metrics."""
         features = self.check(features)
         quat, root = self.root_path(features)
         local = features[..., self.slices["joint_positions"]].unflatten(-1, (self.layout.joints - 1, 3))
@@ -248,7 +253,7 @@ class HumanML(Representation):
         return torch.cat([root[..., None, :], world], dim=-2)
 
     def recover_from_rotations(self, features: Tensor, target_offsets: Tensor | None = None) -> Tensor:
-        """World joints `(..., T, J, 3)` in file units from the rotation columns and bone lengths of the target skeleton."""
+        """World joints `(..., T, J, 3)` in file units from the rotation columns and the target's bone lengths."""
         features = self.check(features)
         quat, root = self.root_path(features)
         offsets = (self.target_offsets if target_offsets is None else target_offsets).to(features)
@@ -257,7 +262,7 @@ class HumanML(Representation):
         joints = [root] * self.layout.joints
         for chain in self.layout.chains:
             turn = rotation.from_quat_wxyz(quat)
-            for parent, child in zip(chain, chain[1:], strict=False):
+            for parent, child in pairwise(chain):
                 turn = torch.einsum("...ij,...jk->...ik", turn, local[..., child - 1, :, :])
                 joints[child] = joints[parent] + (turn @ offsets[child][:, None])[..., 0]
         return torch.stack(joints, dim=-2)
@@ -295,7 +300,7 @@ class HumanML(Representation):
     # -- mirroring
 
     def mirror_joints(self, joints: Tensor) -> Tensor:
-        """Raw joints `(..., J, 3)` with left and right exchanged, before encoding; 52 SMPL-H joints keep their hands."""
+        """Raw joints `(..., J, 3)` with left and right exchanged, before encoding; 52 SMPL-H joints include hands."""
         swap = torch.arange(joints.shape[-2])
         body = self.layout.body.mirror_indices
         swap[: len(body)] = body
@@ -316,8 +321,8 @@ class HumanML(Representation):
         six = torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0]).to(features)
         out = features.clone()
         out[..., :2] = -features[..., :2]
-        for name, width, signs in (("joint_positions", 3, flip), ("joint_rotations", 6, six), ("joint_velocities", 3, flip)):
-            block = features[..., self.slices[name]].unflatten(-1, (-1, width))
+        for name, signs in (("joint_positions", flip), ("joint_rotations", six), ("joint_velocities", flip)):
+            block = features[..., self.slices[name]].unflatten(-1, (-1, len(signs)))
             order = swap if name == "joint_velocities" else swap[1:] - 1
             out[..., self.slices[name]] = (block[..., order, :] * signs).flatten(-2)
         contacts = self.slices["foot_contacts"]
@@ -326,7 +331,7 @@ class HumanML(Representation):
 
 
 def _forward(hips: Tensor, shoulders: Tensor) -> Tensor:
-    """x and z `(..., 2)` of Y x across, across being the unit vector of the sum of two left-to-right vectors `(..., 3)`."""
+    """x and z `(..., 2)` of Y x across, across being the direction of the sum of two vectors `(..., 3)`."""
     across = hips + shoulders
     across = across / across.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     return torch.stack([across[..., 2], -across[..., 0]], dim=-1)

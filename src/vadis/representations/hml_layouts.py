@@ -1,4 +1,4 @@
-"""The two joint layouts of the HumanML3D features: 22 SMPL joints in metres (263) and 21 KIT joints in millimetres (251).
+"""The two joint layouts of the HumanML3D features: 22 SMPL joints in metres, 21 KIT joints in millimetres.
 
 A layout lists chains of joints as the inverse kinematics walks them, and for each joint the axis along which its bone
 (from the parent) lies in the rest pose. These rest poses are a device of the format, not T-poses of a body: HumanML3D's
@@ -7,6 +7,7 @@ arms hang down, KIT's right hip points to the left.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -57,15 +58,15 @@ class Layout:
 
     @cached_property
     def parents(self) -> tuple[int, ...]:
-        up = {child: parent for chain in self.chains for parent, child in zip(chain, chain[1:], strict=False)}
+        up = {child: parent for chain in self.chains for parent, child in pairwise(chain)}
         return tuple(up.get(j, -1) for j in range(self.joints))
 
     @cached_property
     def before(self) -> tuple[int, ...]:
-        """For each joint the one before it in its chain, 0 at the start of a chain: arms start from the root's heading."""
+        """For each joint the one before it in its chain, 0 at its start: arms start from the root's heading."""
         previous = [0] * self.joints
         for chain in self.chains:
-            for parent, child in zip(chain[1:], chain[2:], strict=False):
+            for parent, child in pairwise(chain[1:]):
                 previous[child] = parent
         return tuple(previous)
 
@@ -74,7 +75,7 @@ class Layout:
         """`(J, J)` float32, 1 where the column's bone lies between the root and the row's joint."""
         table = torch.eye(self.joints)
         for chain in self.chains:
-            for parent, child in zip(chain, chain[1:], strict=False):
+            for parent, child in pairwise(chain):
                 table[child] += table[parent]
         table[:, 0] = 0
         return table
@@ -85,6 +86,10 @@ class Layout:
         return self.directions * torch.tensor([0.0, *self.lengths])[:, None] * self.metre
 
 
+_HML_LENGTHS = (  # metres, the bones of the data set's clip 000021
+    0.1031, 0.1099, 0.1316, 0.3936, 0.3902, 0.1432, 0.4324, 0.4256, 0.0574, 0.1434, 0.1494, 0.2194, 0.1375, 0.1434,
+    0.1030, 0.1316, 0.1230, 0.2568, 0.2631, 0.2660, 0.2699,
+)  # fmt: skip
 HML263 = Layout(
     name="hml263",
     fps=20.0,
@@ -95,10 +100,7 @@ HML263 = Layout(
     lower_legs=(5, 8),
     contacts=(7, 10, 8, 11),
     contact_threshold=0.002,
-    lengths=(
-        0.1031, 0.1099, 0.1316, 0.3936, 0.3902, 0.1432, 0.4324, 0.4256, 0.0574, 0.1434, 0.1494, 0.2194, 0.1375, 0.1434,
-        0.1030, 0.1316, 0.1230, 0.2568, 0.2631, 0.2660, 0.2699,
-    ),  # fmt: skip
+    lengths=_HML_LENGTHS,
     body=smpl22(),
 )
 

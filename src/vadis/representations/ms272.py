@@ -1,4 +1,4 @@
-"""The 272-dim representation of MotionStreamer and MotionMillion: heading-free joint positions and true local rotations.
+"""The 272-dim representation of MotionStreamer and MotionMillion: heading-free joints and true local rotations.
 
 Per frame t, with H the rotation that removes the heading of the pelvis' z axis:
 
@@ -12,6 +12,7 @@ Row 0 holds zeros and the identity where a frame t-1 would be needed. Heading is
 is vertical (lying, handstand): block values then jump, as in the published data.
 """
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ SLICES = {
     "joint_velocities": slice(74, 140),
     "joint_rotations": slice(140, 272),
 }
+_VERTICAL = 0.995  # sine of the pelvis z axis' elevation beyond which its heading means nothing
 _MIRROR_6D = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0)  # reflecting x negates the entries that mix x with y or z
 
 
@@ -72,7 +74,28 @@ class MS272(Representation):
         Raises SkeletonError for another tree and VadisError for another frame rate, naming the cure.
         """
         self.check_motion(motion, smpl22())
+        upright = motion.rotations[:, 0, 1, 2].abs() < _VERTICAL
+        if not upright.all():
+            warnings.warn(
+                f"the pelvis points straight up or down in {int((~upright).sum())} of {len(upright)} frames: its heading "
+                "is not defined there, and features may jump.",
+                stacklevel=2,
+            )
         return self.encode_arrays(motion.rotations[None], motion.positions[None], floor=floor)[0].float()
+
+    def check_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Warn when statistics `(272,)` can't come from this kind of heading columns.
+
+        Delta headings deviate by about 0.007, absolute ones by 0.3 to 0.6.
+        """
+        spread = float(torch.as_tensor(std)[2:8].mean())
+        looks = "absolute" if spread > 0.1 else "delta"
+        if looks != self.root:
+            warnings.warn(
+                f"statistics with a deviation of {spread:.3g} in columns 2:8 look like {looks} headings, but "
+                f"{self.name} has {self.root} ones: check the `root` of the model's configuration.",
+                stacklevel=2,
+            )
 
     def encode_arrays(
         self, rotations: Tensor, positions: Tensor, lengths: Tensor | None = None, floor: bool = True
@@ -112,6 +135,18 @@ class MS272(Representation):
         if lengths is not None:
             out[torch.arange(frames, device=out.device) >= lengths.to(out.device)[:, None]] = 0
         return out
+
+    def encode_rotations(
+        self,
+        rotations: Tensor,
+        root: Tensor,
+        skeleton: Skeleton | None = None,
+        lengths: Tensor | None = None,
+        floor: bool = True,
+    ) -> Tensor:
+        """`encode_arrays` with joints by forward kinematics from pelvis positions `(B, T, 3)` on smpl22 or `skeleton`."""
+        joints = (skeleton or smpl22()).forward_kinematics(rotations, root)
+        return self.encode_arrays(rotations, joints, lengths, floor)
 
     # -- features to Motion
 
@@ -209,7 +244,7 @@ class MS272(Representation):
         return features[..., self._mirror_columns] * self._mirror_signs.to(features)
 
     def recanonicalise(self, window: Tensor) -> Tensor:
-        """A window cut from longer features `(..., T, 272)` with row 0 made a first row, so that it starts at the origin.
+        """A window cut from longer features `(..., T, 272)` made to start at the origin by a row 0 like that of a clip.
 
         Models are trained on windows that are *not* treated so.
         """

@@ -101,7 +101,7 @@ def _fit(offsets: Tensor, bones: Tensor, guess: Tensor) -> Tensor:
 
 
 def _hinge(turn: Tensor, upper: Tensor, positions: Tensor, skeleton: Skeleton, joint: int, middle: int) -> Tensor:
-    """Turn about the bone joint-middle until the measured bend lies in the hinge's plane, fully when it is clearly bent."""
+    """Turn about the bone joint-middle until the measured bend lies in the hinge's plane, wholly when clearly bent."""
     low = skeleton.children[middle][0]
     lower = positions[..., low, :] - positions[..., middle, :]
     upper = upper / upper.norm(dim=-1, keepdim=True).clamp_min(1e-9)
