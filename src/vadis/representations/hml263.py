@@ -126,8 +126,8 @@ class HumanML(Representation):
         """Joints `(..., T, J, 3)` of a body with the target's bone lengths and the same bone directions."""
         lay = self.layout
         joints = joints[..., : lay.joints, :].float()
-        target = self.target_offsets if target_offsets is None else torch.as_tensor(target_offsets).float()
-        directions = lay.directions
+        target = self.target_offsets if target_offsets is None else torch.as_tensor(target_offsets)
+        target, directions = target.to(joints), lay.directions.to(joints)
         size = (target * directions).sum(-1)  # bone lengths
         off_axis = (size[:, None] * directions - target).abs().max()
         if target.shape != directions.shape or off_axis > 1e-4 * lay.metre:
@@ -140,7 +140,7 @@ class HumanML(Representation):
         legs = [k - 1 for k in lay.lower_legs]
         scale = size[list(lay.lower_legs)].abs().sum() / reach[..., :1, legs, :].sum(-2, keepdim=True)  # of frame 0
         scaled = torch.cat([joints[..., :1, :] * scale[..., :1, :, :], bones * (size[1:, None] / reach)], dim=-2)
-        tree = lay.ancestry.clone()
+        tree = lay.ancestry.to(joints, copy=True)
         tree[:, 0] = 1
         return (scaled.transpose(-1, -2) @ tree.T).transpose(-1, -2)
 
@@ -151,7 +151,7 @@ class HumanML(Representation):
         joints = self.uniform_positions(joints, target_offsets)
         low = joints[..., 1].amin(-1)
         if lengths is not None:
-            low = low.masked_fill(torch.arange(low.shape[1]) >= lengths[:, None], float("inf"))
+            low = low.masked_fill(_beyond(lengths, low), float("inf"))
         first = joints[:, :1, :1]
         origin = torch.stack([first[..., 0], low.amin(-1)[:, None, None], first[..., 2]], dim=-1)
         right_hip, left_hip, right_arm, left_arm = (joints[:, :1, k] for k in self.layout.face)
@@ -183,7 +183,7 @@ class HumanML(Representation):
         feet = step[:, :, list(lay.contacts)].square().sum(-1)
         out[..., self.slices["foot_contacts"]] = (feet < lay.contact_threshold).to(out.dtype)
         if lengths is not None:
-            out[torch.arange(rows) >= lengths[:, None] - 1] = 0
+            out[_beyond(lengths - 1, out[..., 0])] = 0
         return out
 
     def headings(
@@ -207,7 +207,7 @@ class HumanML(Representation):
         w = 1 + ux * vx + uy * vy + uz * vz
         x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
         norm = (w * w + x * x + y * y + z * z).sqrt()
-        opposite = norm < 1e-12  # NaN in the original; a half turn about any axis across the bone here
+        opposite = norm < 1e-6  # NaN or noise in the original; a half turn about any axis across the bone here
         norm = norm + opposite
         zero = torch.zeros_like(cos)
         root = (cos, zero, sin, zero)  # the heading stands in for the bone before the first of a chain
@@ -330,6 +330,11 @@ class HumanML(Representation):
         return out
 
 
+def _beyond(lengths: Tensor, like: Tensor) -> Tensor:
+    """True `(B, T)` where a frame lies past its clip's length; `like` gives T and the device."""
+    return torch.arange(like.shape[1], device=like.device) >= lengths.to(like.device)[:, None]
+
+
 def _forward(hips: Tensor, shoulders: Tensor) -> Tensor:
     """x and z `(..., 2)` of Y x across, across being the direction of the sum of two vectors `(..., 3)`."""
     across = hips + shoulders
@@ -342,7 +347,7 @@ def _heading_half(forward: Tensor) -> tuple[Tensor, Tensor]:
     forward = forward / forward.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     w, y = 1 + forward[..., 1], -forward[..., 0]
     norm = (w * w + y * y).sqrt()
-    opposite = norm < 1e-12
+    opposite = norm < 1e-6
     return w / (norm + opposite), y / (norm + opposite) + opposite
 
 

@@ -233,7 +233,7 @@ class MS272(Representation):
         bones = joints[:, 1:] - joints[:, parents]
         rest = (world[:, parents].transpose(-1, -2) @ bones[..., None])[..., 0].mean(0)  # (21, 3)
         rest = rest * (bones.norm(dim=-1).mean(0) / rest.norm(dim=-1).clamp_min(1e-9))[:, None]
-        offsets = torch.cat([torch.zeros(1, 3, dtype=rest.dtype), rest]).float()
+        offsets = torch.cat([torch.zeros_like(rest[:1]), rest]).float().cpu()
         return Skeleton(SMPL22_NAMES, SMPL22_PARENTS, offsets, base.name)
 
     # -- edits on features

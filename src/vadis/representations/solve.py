@@ -84,7 +84,7 @@ def fit_skeleton(positions: Tensor, skeleton: Skeleton, rounds: int = 3) -> Skel
             rest = torch.nn.functional.normalize(mean, dim=-1) * length[[c - 1 for c in group], None]
         rest = rest @ _fit(offsets[group], rest, eye)  # keep the rest pose facing as it did
         offsets[group] = rest
-    return skeleton.with_offsets(offsets.float())
+    return skeleton.with_offsets(offsets.float().cpu())
 
 
 def _fit(offsets: Tensor, bones: Tensor, guess: Tensor) -> Tensor:
