@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def _folder(variable: str, name: str) -> Path:
     path = Path(os.environ.get(variable) or ROOT.parent / "shared" / name)
     if not path.is_dir():
-        pytest.skip(f"needs the shared {name} folder: set {variable}, or put it at ../shared/{name} beside the checkout")
+        pytest.skip(
+            f"needs the shared {name} folder: set {variable}, or put it at ../shared/{name} beside the checkout"
+        )
     return path
 
 

@@ -212,6 +212,18 @@ def test_walk_round_trip_keeps_order_and_kind(walk, tmp_path):
     assert text.count("End Site") == 5 and "-0.000000 " not in text and "#" not in text
 
 
+def test_smpl_names_in_any_order_and_with_hands_retarget_to_the_same(walk, tmp_path):
+    """24 joints named as in SMPL files, branch by branch, as other programs write them."""
+    names = [name.capitalize() for name in walk.skeleton.names] + ["Left_palm", "Right_palm"]
+    offsets = torch.cat([walk.skeleton.offsets, torch.tensor([[0.08, 0, 0], [-0.08, 0, 0]])])
+    skeleton = Skeleton(tuple(names), (*walk.skeleton.parents, 20, 21), offsets)
+    rotations = torch.cat([walk.rotations, torch.eye(3).expand(90, 2, 3, 3)], dim=1)
+    again = vadis.load_motion(walk.replace(skeleton=skeleton, rotations=rotations).save(tmp_path / "x.bvh"))
+    assert again.skeleton.names[1:4] == ("Left_hip", "Left_knee", "Left_ankle")
+    same = vadis.retarget(again, floor=False)
+    torch.testing.assert_close(same.positions, walk.positions, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("fps", [24, 30, 60, 120, 29.97, 59.94])
 def test_frame_rates(walk, tmp_path, fps):
     again = load_bvh(save_bvh(walk, tmp_path / "x.bvh", fps=fps))

@@ -67,6 +67,8 @@ def test_arrays(walk, tmp_path):
     assert "the mean of ms272" in report_of(features.mean(0)).summary
     assert "the deviation of ms272" in report_of(features.std(0)).summary
     assert report_of(np.zeros((3, 7))).warnings == ["this shape is no known kind of motion."]
+    assert "ms272 (" in report_of(features).facts["looks like"]
+    assert "ms272_absroot" in report_of(representation("ms272_absroot").encode(walk).numpy()).summary
     holes = features.copy()
     holes[3, 5] = np.nan
     assert any("1 values are NaN" in w for w in report_of(holes).warnings)
@@ -79,6 +81,8 @@ LAYOUTS = {
     "causal_tae/released_config_synth": "motionstreamer-tae",
     "motionstreamer_ar/tiny": "motionstreamer-ar",
     "vqvae_t2mgpt/gpt_tiny": "t2mgpt-gpt",
+    "vqvae_t2mgpt/released": "t2mgpt-vqvae",
+    "rvq_momask/tiny": "momask-rvq",
     "mg_vqvae": "motion-vqvae",
 }
 

@@ -85,6 +85,10 @@ def load_npy(
     notes = read_sidecar(path)
     array = finite(_one_clip(read_npy(path, max_bytes), index, path.name), path.name)
     kind = representation or notes.get("representation") or guess_array(array)
+    if kind == "ms272" and not representation and "representation" not in notes:  # two variants share this width
+        from vadis.representations.guess import guess
+
+        kind = guess(array)[0].name
     if not isinstance(kind, str):
         raise FileError(
             f"{path.name} has the shape {array.shape}, which is no known kind of motion: known are (T, 22, 3) joints, "

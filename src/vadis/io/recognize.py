@@ -217,6 +217,7 @@ def _npz(path: Path) -> FileReport:
 
 def _npy(path: Path) -> FileReport:
     from vadis.io.npy import FEATURES, guess_array, looks_normalized, read_sidecar
+    from vadis.representations.guess import guess
 
     array = read_npy(path)
     notes = read_sidecar(path)
@@ -255,6 +256,10 @@ def _npy(path: Path) -> FileReport:
     if kind is None:
         report.warnings.append("this shape is no known kind of motion.")
         return report
+    candidates = guess(values) if values.ndim == 2 else []
+    if candidates:
+        facts["looks like"] = "; ".join(f"{c.name} ({c.confidence:.0%}): {c.reason}" for c in candidates[:2])
+        kind = notes.get("representation") or candidates[0].name
     report.kind = "joints" if kind == "joints" else "smpl" if kind == "smpl" else "features"
     known = {"joints": "joint positions", "smpl": "SMPL axis-angle parameters"}
     report.summary = f"{known.get(kind, f'{kind} features')}, {len(values)} frames"

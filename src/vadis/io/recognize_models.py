@@ -16,11 +16,7 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...], str], ...] = (  # importer, names th
         "MotionMillion FSQ tokenizer",
     ),
     ("t2mgpt-vqvae", (r"^vqvae\.encoder\.model\.", r"^vqvae\.quantizer\.codebook$"), "T2M-GPT VQ-VAE"),
-    (
-        "motion-vqvae",
-        (r"^encoder\.model\.", r"^decoder\.", r"^quantizer\.(codebook|layers|.*codebook)"),
-        "MotionVQVAE tokenizer",
-    ),
+    ("motion-vqvae", (r"^encoder\.model\.", r"^decoder\.model\."), "MotionVQVAE tokenizer"),
     ("motionstreamer-tae", (r"^tae\.encoder\.", r"^tae\.decode_proj\."), "MotionStreamer causal autoencoder"),
     ("motionstreamer-ar", (r"^transformer\.h\.0\.attn\.c_attn", r"^diff_loss\."), "MotionStreamer generator"),
     ("motionmillion-ar", (r"^transformer\.h\.0\.attn\.c_attn", r"^lm_head\."), "MotionMillion generator"),
