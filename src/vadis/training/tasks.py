@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.data.corpus import Corpus
+from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError, VadisError
+from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
 
@@ -146,7 +149,136 @@ class TokenizerTask(Task):
         return result
 
 
-TASKS: dict[str, type[Task]] = {"tokenizer": TokenizerTask}
+@dataclass(frozen=True, config=STRICT)
+class TokenData:
+    """Segments of an encoded corpus with a random sentence each."""
+
+    corpus: str
+    """Folder made by `vadis data encode`."""
+    batch: int = Field(32, ge=1)
+    """Segments a process and batch."""
+    max_steps: int | None = Field(None, ge=1)
+    """Longer segments are left out. Null: those that fit the model's row beside the longest sentence and the plan."""
+    bucket: int = Field(8, ge=1)
+    """A batch is a slice of this many batches sorted by length, so that little is padding; 1: no sorting."""
+    kind_weights: dict[str, float] = Field(default_factory=dict)
+    """How likely sentences of a kind are (whole, detailed, label, automatic…); 1 when not named."""
+    trim: float = Field(0.0, ge=0, le=1)
+    """Probability of dropping the first or the last step, equally likely (published: one third)."""
+    text_dropout: float = Field(0.0, ge=0, le=1)
+    """Probability of the null prompt, for guidance."""
+    plan_dropout: float = Field(0.3, ge=0, le=1)
+    """Probability that the whole plan is hidden; otherwise each value is, at a rate drawn per row."""
+    plan_dropout_without_text: float = Field(0.5, ge=0, le=1)
+    """The same for rows with the null prompt, so that guidance can be against nothing or against the plan alone."""
+    length_dropout: float = Field(0.0, ge=0, le=1)
+    """Probability that a row does not know its length."""
+    corrupt: float = Field(0.0, ge=0, le=1)
+    """Input tokens are replaced by random ones at a rate drawn per row up to this."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    train_split: str | None = "train"
+    validation_split: str | None = "val"
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class GeneratorRecipe(Recipe):
+    """Train an autoregressive text-to-motion model on an encoded corpus."""
+
+    task: Literal["generator"] = "generator"
+    data: TokenData
+    model: MotionMillionConfig = Field(default_factory=MotionMillionConfig)
+
+
+class GeneratorTask(Task):
+    """Next-token prediction after a text prefix, with the plan in units of the train split's mean and deviation."""
+
+    recipe_class = GeneratorRecipe
+    model: MotionMillion
+
+    def __init__(self, recipe: GeneratorRecipe) -> None:
+        super().__init__(recipe)
+        data, model, corpus = recipe.data, recipe.model, EncodedCorpus.open(recipe.data.corpus)
+        facts = {"nb_code": corpus.vocab_size, "groups": corpus.groups, "clip_dim": corpus.text_dim}
+        if model.plan_dim:
+            facts["plan_tokens"], facts["plan_dim"] = corpus.plan_shape or (0, 0)
+        wrong = [
+            f"model.{k} is {getattr(model, k)}, the data need {v}" for k, v in facts.items() if getattr(model, k) != v
+        ]
+        if wrong:
+            raise ModelError(f"the model does not fit {data.corpus}: {'; '.join(wrong)}.")
+        if data.text_dropout and not model.null_text:
+            raise ModelError("data.text_dropout needs model.null_text: true.")
+        room = model.block_size - corpus.about["longest_text"] - model.plan_tokens
+        limit = min(room, data.max_steps or room)
+        self.train = corpus.subset(data.train_split, max_steps=limit)
+        self.held_out = corpus.subset(data.validation_split, max_steps=limit)
+        if model.plan_dim:
+            plans = self.train.plans()
+            self.center, self.scale = plans.mean(0), plans.std(0).clamp_min(1e-3)  # as the planner's normalisation
+        self.model = MotionMillion(model)
+
+    def _draw(self, corpus: EncodedCorpus, generator: torch.Generator) -> dict[str, Tensor]:
+        data = self.recipe.data
+        rows = corpus.draw(data.batch * data.bucket, generator)
+        rows = rows[np.argsort(corpus.steps[rows], kind="stable")]
+        start = data.batch * int(torch.randint(data.bucket, (1,), generator=generator))
+        batch = corpus.batch(rows[start : start + data.batch], generator, data.kind_weights)
+        batch["lengths"] = batch.pop("token_lengths")
+        if self.recipe.model.plan_dim:
+            batch["plan"] = ((batch["plan"] - self.center) / self.scale).clamp(-5, 5)
+        else:
+            batch.pop("plan", None), batch.pop("plan_mask", None)
+        return batch
+
+    def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        data = self.recipe.data
+        batch = self._draw(self.train, generator)
+        rows = len(batch["lengths"])
+        if data.trim:
+            cut = (torch.rand(rows, generator=generator) < data.trim) & (batch["lengths"] > 1)
+            head = cut & (torch.rand(rows, generator=generator) < 0.5)
+            shifted = torch.cat([batch["tokens"][:, 1:], batch["tokens"][:, :1]], dim=1)
+            batch["tokens"] = torch.where(head.view(-1, *[1] * (batch["tokens"].ndim - 1)), shifted, batch["tokens"])
+            batch["lengths"] = batch["lengths"] - cut.long()
+        no_text = torch.rand(rows, generator=generator) < data.text_dropout
+        if data.text_dropout:
+            batch["drop_text"] = no_text
+        if "plan_mask" in batch:
+            shape = batch["plan_mask"].shape
+            hidden = torch.rand(shape, generator=generator) < torch.rand(rows, 1, 1, generator=generator)
+            batch["plan_mask"] = batch["plan_mask"] & ~hidden
+            share = torch.where(no_text, data.plan_dropout_without_text, data.plan_dropout)
+            batch["drop_plan"] = torch.rand(rows, generator=generator) < share
+        return batch
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        data = self.recipe.data
+        options = {
+            "corrupt": data.corrupt,
+            "label_smoothing": data.label_smoothing,
+            "length_dropout": data.length_dropout,
+        }
+        return self.model.loss(batch, **options)
+
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy with full conditions, and the loss without the text (how much the text tells)."""
+        rows = []
+        for generator in self.held_out_batches():
+            batch = {k: v.to(self.device) for k, v in self._draw(self.held_out, generator).items()}
+            row = {"loss" if k == "total" else k: float(v) for k, v in self.model.loss(batch).items()}
+            if self.recipe.model.null_text:
+                every = torch.ones_like(batch["lengths"], dtype=torch.bool)
+                row["loss_without_text"] = float(
+                    self.model.loss(batch | {"drop_text": every, "drop_plan": ~every})["total"]
+                )
+            if "plan" in batch:
+                every = torch.ones_like(batch["lengths"], dtype=torch.bool)
+                row["loss_without_plan"] = float(self.model.loss(batch | {"drop_plan": every})["total"])
+            rows.append(row)
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+TASKS: dict[str, type[Task]] = {"tokenizer": TokenizerTask, "generator": GeneratorTask}
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,7 +1,7 @@
 """The training loop: every task, on a CPU, a GPU or many (through accelerate).
 
-A batch is a pure function of (seed, process, step), so the position in the data is the step, and a resumed run goes on
-bit for bit like one that was never stopped.
+A batch, and every random number of its forward pass, is a pure function of (seed, process, step). So the position in
+the data is the step, and a resumed run goes on bit for bit like one that was never stopped.
 
     RUN/config.json      the resolved recipe
     RUN/run.json         versions, command line, how the last session ended
@@ -122,6 +122,7 @@ class Trainer:
             self.objective.train()
             for micro in range(r.accumulate):
                 generator = step_generator(r.seed, self.accelerator.process_index, self.step * r.accumulate + micro)
+                torch.manual_seed(generator.initial_seed() ^ 0x5DEECE66D)  # dropout and the like, on every device
                 batch = {k: v.to(device, non_blocking=True) for k, v in self.task.batch(self.step, generator).items()}
                 last = micro == r.accumulate - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.objective):
@@ -204,12 +205,6 @@ class Trainer:
     def save(self) -> None:
         """Replace the checkpoint and the exported model."""
         self.accelerator.wait_for_everyone()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        rng = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        torch.save(rng, self.folder / f".rng-{self.accelerator.process_index}.pt")
-        self.accelerator.wait_for_everyone()
         if self.main:
             from safetensors.torch import save_file
 
@@ -219,8 +214,6 @@ class Trainer:
                 if self.ema:
                     save_file(self.ema.state_dict(), temporary / "ema.safetensors")
                 torch.save(self.optimizer.state_dict(), temporary / "optimizer.pt")
-                for i in range(self.accelerator.num_processes):
-                    (self.folder / f".rng-{i}.pt").rename(temporary / f"rng-{i}.pt")
                 seconds = self.seconds_before + time.monotonic() - self.started
                 state = {"step": self.step, "seconds": seconds, "best": self.best if math.isfinite(self.best) else None}
                 state["processes"] = self.accelerator.num_processes
@@ -258,12 +251,6 @@ class Trainer:
             self.ema.load_state_dict(load_file(checkpoint / "ema.safetensors"))
         optimizer = torch.load(checkpoint / "optimizer.pt", map_location=self.accelerator.device, weights_only=True)
         self.optimizer.load_state_dict(optimizer)
-        rng = checkpoint / f"rng-{self.accelerator.process_index}.pt"
-        if rng.exists():
-            states = torch.load(rng, weights_only=True)
-            torch.set_rng_state(states["cpu"])
-            if "cuda" in states and torch.cuda.is_available():
-                torch.cuda.set_rng_state(states["cuda"])
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.best = math.inf if state["best"] is None else state["best"]
 
