@@ -78,6 +78,10 @@ class _Inert:
         pass
 
 
+class _Refused(pickle.UnpicklingError):
+    """A name that no checkpoint needs."""
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CONTAINERS:
@@ -86,11 +90,11 @@ class _RestrictedUnpickler(pickle.Unpickler):
             module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ):
             return super().find_class(module, name)
-        if module.startswith("torch") and name.endswith("Storage") and "." not in name:
+        if module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage") and "." not in name:
             return super().find_class(module, name)
         if any(module == m or module.startswith(m + ".") for m in _LEFTOVERS):
             return _Inert
-        raise pickle.UnpicklingError(f"it asks to import {module}.{name}")
+        raise _Refused(f"it asks to import {module}.{name}")
 
 
 def _restricted_load(file: Any, **options: Any) -> Any:
@@ -125,7 +129,7 @@ def read_file(path: str | Path) -> Any:
         raise FileError(f"{path} can't be read as a torch file ({_first_line(error)}): download it again.") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_PICKLE, mmap=mmap)
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         raise ModelError(
             f"{path} was refused: {_first_line(error)}. Only tensors are read; save its weights as safetensors."
         ) from error
@@ -140,6 +144,21 @@ def _first_line(error: BaseException) -> str:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint file: found under the usual keys, a leading `module.` removed from its names."""
     return find_state_dict(read_file(path), str(path))
+
+
+def weights_file(path: str | Path, preferred: tuple[str, ...] = ()) -> Path:
+    """`path`, or in a folder the first of the `preferred` names, or else the only weights file. Raises FileError."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in preferred:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"))
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found[:10]) or "none"
+        raise FileError(f"{path} must hold one weights file; it has {names}. Give the path of the file.")
+    return found[0]
 
 
 def find_state_dict(payload: Any, label: str = "the checkpoint") -> dict[str, Tensor]:

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import ValidationError
 from torch import nn
+
+from vadis.errors import ModelError
 
 
 class Component(nn.Module):
@@ -27,7 +30,7 @@ class Component(nn.Module):
         return next(self.parameters()).device
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` and a model card to `folder`, atomically."""
+        """Write `config.json`, `model.safetensors` and a model card to `folder`, each atomically."""
         from vadis.hub import save_pretrained
 
         save_pretrained(self, folder)
@@ -35,10 +38,22 @@ class Component(nn.Module):
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
         """Load from a folder, a bundled name or a Hub id; raises ModelError when it holds another class."""
-        from vadis.errors import ModelError
         from vadis.hub import load
 
         loaded = load(source, **options)
         if not isinstance(loaded, cls):
             raise ModelError(f"{source} holds a {type(loaded).__name__}, not a {cls.__name__}: use vadis.load.")
         return loaded
+
+
+def build_config(config_class: type, fields: dict[str, Any], where: str = "config") -> Any:
+    """`config_class(**fields)`, with a ModelError of one sentence that names the wrong field."""
+    try:
+        return config_class(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        value = "" if not name or isinstance(first["input"], dict) else f" (it is {first['input']!r:.60})"
+        raise ModelError(
+            f"{where}: {name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}{value}."
+        ) from error

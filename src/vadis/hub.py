@@ -1,21 +1,53 @@
-"""Import of published checkpoints and loading of saved components."""
+"""Saving, loading and importing: one component a folder, several in a bundle, the same call for disk and Hub.
 
+    folder/config.json          {"vadis": "1", "kind": "tokenizer", "type": "fsq", ...the flat config...}
+    folder/model.safetensors    (or model-00001-of-0000N.safetensors with an index, above 5 GB)
+    bundle/model_index.json     {"_class_name": ..., "_vadis_version": ..., "tokenizer": ["vadis", "FSQTokenizer"], ...}
+    bundle/tokenizer/ ...       a component folder each; {"hub": id} for a part that is fetched, null for none
+
+Loading is strict and runs no code from the folder. A published checkpoint comes in through `import_checkpoint`; the map of
+its names lives in the file of its family.
+"""
+
+import json
+import os
+import re
+import tempfile
+import warnings
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from vadis.checkpoint import find_state_dict, read_state_dict
-from vadis.errors import ModelError
+from vadis.checkpoint import find_state_dict, load_strictly, read_file, read_state_dict, weights_file
+from vadis.component import build_config
+from vadis.errors import FileError, ModelError
+from vadis.files import atomic_folder, atomic_write
 
+FORMAT = "1"
+SHARD_BYTES = 5_000_000_000
+COMPONENTS = {
+    "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
+    "motionmillion": "vadis.generators.motionmillion:MotionMillion",
+    "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
+}
+"""`type` in config.json → class."""
+BUNDLES = {"TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline"}
+"""`_class_name` in model_index.json → class with `from_pretrained(folder, dtype=, device=, **overrides)`."""
 IMPORTERS = {
     "motionmillion-fsq": "vadis.tokenizers.fsq:from_motionmillion",
     "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
 }
-"""Kind of a published layout → the function that maps its state dict, in the family's own file."""
+"""Kind of a published file → function of its state dict and options."""
+FOLDER_IMPORTERS = {"motius-gotozero": "vadis.generators.motius:from_folder"}
+"""Kind of a published folder → function of its path and options."""
+DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+          "float16": torch.float16, "fp16": torch.float16}  # fmt: skip
 
 
 def _resolve(target: str) -> Any:
@@ -23,13 +55,387 @@ def _resolve(target: str) -> Any:
     return getattr(import_module(module), name)
 
 
+# ---- saving
+
+
+def save_pretrained(component: nn.Module, folder: str | Path) -> None:
+    """Write config, weights and a card to `folder`; every file is complete or absent, other files there stay.
+
+    The config goes last, so a folder that has it is whole. An existing card is kept.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise FileError(f"{folder} is a file: name a folder to save to.")
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            _write_component(component, temporary)
+    else:
+        _write_component(component, folder)
+
+
+def _write_component(component: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    shards = _shards(component.state_dict())
+    names = ["model.safetensors"] if len(shards) == 1 else [
+        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
+    ]  # fmt: skip
+    for name, shard in zip(names, shards, strict=True):
+        with atomic_write(folder / name) as temporary:
+            save_file({key: value.detach().contiguous() for key, value in shard.items()}, temporary, {"format": "pt"})
+    if len(shards) > 1:
+        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
+    for old in [*folder.glob("model*.safetensors"), folder / "model.safetensors.index.json"]:
+        if old.name not in names and not (old.suffix == ".json" and len(shards) > 1):
+            old.unlink(missing_ok=True)
+    config = asdict(component.config)
+    kind = {"vadis": FORMAT, "kind": getattr(component, "kind", "component"), "type": config.pop("type")}
+    if not (folder / "README.md").exists():
+        with atomic_write(folder / "README.md") as temporary:
+            temporary.write_text(_card(component, kind, config), encoding="utf-8")
+    write_json(folder / "config.json", kind | config)
+
+
+def _shards(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors in files of at most SHARD_BYTES; tensors that share memory are listed once."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size, seen = 0, set()
+    for name, tensor in state.items():
+        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _card(component: nn.Module, kind: dict[str, Any], config: dict[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in config.items())
+    return (
+        f"---\nlibrary_name: vadis\ntags:\n- human-motion\n- {kind['type']}\n---\n\n# {type(component).__name__}\n\n"
+        f"A vadis {kind['kind']} with {sum(p.numel() for p in component.parameters()):,} parameters. "
+        "Load it with `vadis.load(folder)`.\n\nTraining data, licence and numbers: to be filled in by its author.\n\n"
+        f"| setting | value |\n| --- | --- |\n{rows}\n"
+    )
+
+
+def write_json(path: Path, page: Mapping[str, Any]) -> None:
+    """A JSON file, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
+
+
+def save_bundle(
+    folder: str | Path,
+    class_name: str,
+    parts: Mapping[str, Any],
+    generation_config: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> None:
+    """Write a bundle: `parts` name → component, {"hub": id} or None; `extra` goes into model_index.json with a leading `_`.
+
+    An older bundle at `folder` is replaced as a whole, but its card is kept.
+    """
+    import vadis
+
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise FileError(f"{folder} holds other files: name a new folder to save the bundle to.")
+    index: dict[str, Any] = {"_class_name": class_name, "_vadis_version": vadis.__version__}
+    index |= {f"_{name}": value for name, value in extra.items()}
+    with atomic_folder(folder) as temporary:
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                _write_component(part, _make(temporary / _inside(name)))
+                index[name] = ["vadis", type(part).__name__]
+            else:
+                index[name] = part
+        if generation_config is not None:
+            write_json(temporary / "generation_config.json", generation_config)
+        if (folder / "README.md").is_file():
+            (temporary / "README.md").write_bytes((folder / "README.md").read_bytes())
+        write_json(temporary / "model_index.json", index)
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+# ---- loading
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    strict: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    **overrides: Any,
+) -> Any:
+    """The component or pipeline at a folder, bundled name or Hub id, in eval mode.
+
+    `dtype` ("bf16", "fp16", "fp32") applies to generators; tokenizers and rotary tables stay float32. `device`: "cpu",
+    "cuda", "auto". `overrides` go to a pipeline's `from_pretrained` (e.g. `text_encoder=`). A path that exists is never
+    looked up on the Hub. Raises ModelError or FileError.
+    """
+    folder = find_folder(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    if (folder / "model_index.json").is_file() and not (folder / "mm_config.json").is_file():
+        index = read_json(folder / "model_index.json")
+        name = index.get("_class_name")
+        if name not in BUNDLES:
+            raise ModelError(
+                f"{folder} is a {name}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
+            )
+        return _resolve(BUNDLES[name]).from_pretrained(folder, dtype=dtype, device=device, **overrides)
+    if overrides:
+        raise ModelError(f"a single component takes no {', '.join(overrides)}: leave it out.")
+    return load_component(folder, dtype=dtype, device=device, strict=strict)
+
+
+def load_component(
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    strict: bool = True,
+) -> Any:
+    """The component in a folder on disk; see `load`."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or "vadis" not in (page := read_json(folder / "config.json")):
+        raise ModelError(f"{folder} is no vadis model{_foreign(folder)}.")
+    if page["vadis"] != FORMAT:
+        raise ModelError(f"{folder} has format {page['vadis']!r}; this vadis reads {FORMAT!r}: update vadis.")
+    if page.get("type") not in COMPONENTS:
+        raise ModelError(
+            f"{folder} has the type {page.get('type')!r}; this vadis knows {', '.join(sorted(COMPONENTS))}."
+        )
+    cls = _resolve(COMPONENTS[page["type"]])
+    known = {field.name for field in fields(cls.config_class)}
+    unknown = sorted(set(page) - known - {"vadis", "kind"})
+    if unknown:
+        warnings.warn(f"{folder / 'config.json'}: ignoring unknown fields {', '.join(unknown)}.", stacklevel=3)
+    config = build_config(cls.config_class, {k: v for k, v in page.items() if k in known}, str(folder / "config.json"))
+    target = pick_device(device)
+    precision = None if getattr(cls, "keep_float32", False) else pick_dtype(dtype)
+    if getattr(cls, "meta_safe", False) and strict:
+        with torch.device("meta"):
+            module = cls(config)
+        state = _read_weights(folder, target, precision)
+        load_strictly(module, state, assign=True)
+    else:
+        module = cls(config)
+        load_strictly(module, _read_weights(folder, torch.device("cpu"), None), strict=strict)
+        module = module.to(device=target, dtype=precision)
+    return module.eval()
+
+
+def _read_weights(folder: Path, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """All tensors of a component folder, each moved and cast as soon as it is read."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise ModelError(f"{index} has no weight_map: save the model again.")
+        names = sorted(set(listed.values()))
+    state: dict[str, Tensor] = {}
+    for name in names:
+        path = folder / _inside(name)
+        if not path.is_file():
+            raise ModelError(
+                f"the weights are missing: there is no {name} in {folder}. Download or save the model again."
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    tensor = file.get_tensor(key)
+                    state[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        except SafetensorError as error:
+            raise FileError(f"{path} is not a whole safetensors file ({error}): download it again.") from error
+    return state
+
+
+def load_bundle(
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """The parts of a bundle by name: components loaded, other entries ({"hub": id}, pairs of other libraries, None) as written.
+
+    A part given in `overrides` is taken instead and not read.
+    """
+    folder = Path(folder)
+    index = read_json(folder / "model_index.json")
+    parts: dict[str, Any] = {}
+    for name, entry in index.items():
+        if name.startswith("_"):
+            continue
+        if name in overrides:
+            parts[name] = overrides[name]
+        elif isinstance(entry, list) and len(entry) == 2 and entry[0] == "vadis":
+            parts[name] = load_component(folder / _inside(name), dtype=dtype, device=device)
+        else:
+            parts[name] = entry
+    return parts | {name: part for name, part in overrides.items() if name not in parts}
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    root = Path(__file__).parent / "models"
+    return sorted(p.name for p in root.glob("*") if (p / "model_index.json").is_file() or (p / "config.json").is_file())
+
+
+def find_folder(source: str | Path, **hub_options: Any) -> Path:
+    """Where a model is on disk: a folder, a bundled name, or a Hub id (downloaded when it isn't cached)."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(
+            f"{path} is a file; a model is a folder. A published checkpoint: `vadis import KIND {path} FOLDER`."
+        )
+    name = str(source)
+    if name in bundled_models():
+        return Path(__file__).parent / "models" / name
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        bundled = ", ".join(bundled_models()) or "none in this installation"
+        raise ModelError(
+            f"no model {name!r}: it is no folder, no bundled model ({bundled}) and no Hub id (owner/name)."
+        )
+    from huggingface_hub import snapshot_download
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        hub_options["local_files_only"] = True
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npy", "*.md"]
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub_options))
+    except Exception as error:  # many kinds: no network, no such id, gated, not in the cache
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise ModelError(
+            f"can't get {name} from the Hub ({reason}). Check the id and the network, or give a folder."
+        ) from error
+
+
+def _foreign(folder: Path) -> str:
+    """What to do with a folder of another library."""
+    if (folder / "mm_config.json").is_file():
+        return f": it is a Motius folder. Convert it once: `vadis import motius-gotozero {folder} FOLDER`"
+    if (folder / "config.json").is_file():
+        return ": its config.json is of another library. See `vadis import` for the layouts that can be converted"
+    return ": it has no config.json and no model_index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises FileError for anything else."""
+    try:
+        page = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"can't read {path} as JSON ({str(error)[:120]}): download or save the model again.") from error
+    if not isinstance(page, dict):
+        raise FileError(f"{path} must hold a JSON object, not a {type(page).__name__}.")
+    return page
+
+
+def _inside(name: str) -> str:
+    """A relative name that stays in its folder; raises ModelError for any other."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if not name or posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
+        raise ModelError(
+            f"the name {name!r} leads out of the model's folder: the folder is damaged or hostile, don't use it."
+        )
+    return name
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """A torch device; "auto" is the GPU where there is one, None the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"the device {device} was asked for, but there is no usable GPU: use cpu or auto.")
+    return found
+
+
+def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating torch dtype from its name; None stays None."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+# ---- published checkpoints
+
+
 def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **options: Any) -> Any:
-    """Turn a published checkpoint (a file, or its state dict) into our component, strictly: every name used once."""
-    if kind not in IMPORTERS:
-        raise ModelError(f"unknown checkpoint kind {kind!r}: use one of {', '.join(sorted(IMPORTERS))}.")
-    if isinstance(source, Mapping):
-        return _resolve(IMPORTERS[kind])(find_state_dict(source), **options)
+    """Turn a published checkpoint (file, folder or state dict) into our component, strictly: every name is used once.
+
+    `options` are fields of the component's config that the tensors don't tell, and `mean`, `std` (arrays or .npy files; for
+    a tokenizer they are also looked for beside the file). Raises ModelError or FileError.
+    """
+    kinds = IMPORTERS | FOLDER_IMPORTERS
+    if kind not in kinds:
+        raise ModelError(f"unknown checkpoint kind {kind!r}: use one of {', '.join(sorted(kinds))}.")
     for name in ("mean", "std"):
         if isinstance(options.get(name), str | Path):
-            options[name] = np.load(options[name], allow_pickle=False)
-    return _resolve(IMPORTERS[kind])(read_state_dict(source), **options)
+            options[name] = read_array(options[name])
+    if kind in FOLDER_IMPORTERS:
+        if isinstance(source, Mapping):
+            raise ModelError(f"{kind} is a folder of several files: give its path.")
+        return _resolve(kinds[kind])(find_folder(source), **options)
+    importer = _resolve(kinds[kind])
+    if isinstance(source, Mapping):
+        return importer(find_state_dict(source), **options)
+    path = weights_file(source, tuple(f"{kind.split('-')[-1]}{suffix}" for suffix in (".safetensors", ".pt", ".pth")))
+    if kind == "motionmillion-fsq" and "mean" not in options and "std" not in options:
+        beside = [path.parent / f"{name}.npy" for name in ("mean", "std")]
+        if all(file.is_file() for file in beside):
+            options |= {"mean": read_array(beside[0]), "std": read_array(beside[1])}
+        else:
+            warnings.warn(
+                f"{path.name} holds no mean and std, so features must be normalised already; give mean=, std=.",
+                stacklevel=2,
+            )
+    return importer(read_state_dict(path), **options)
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """A float array from a .npy file; raises FileError."""
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"can't read {path} as a .npy array ({str(error)[:120]}).") from error
+
+
+def push(model: Any, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a component or pipeline (anything with `save_pretrained`) to the Hub; the address of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "model"
+        model.save_pretrained(folder)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with vadis"))
+
+
+__all__ = ["bundled_models", "import_checkpoint", "load", "load_bundle", "load_component", "push", "read_file", "save_bundle",
+           "save_pretrained"]  # fmt: skip

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
-from vadis.component import Component
+from vadis.component import Component, build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.decoding import Decoding
 from vadis.generators.layers import Block, DepthHead, KVCache, RMSNorm, rope_table, sinusoids
@@ -84,7 +84,7 @@ class MotionMillionConfig:
         """The config of a published size, e.g. "7B". Raises ModelError for an unknown name."""
         if size not in SIZES:
             raise ModelError(f"unknown size {size!r}: use one of {', '.join(SIZES)}.")
-        return cls(**(dict(zip(("n_layer", "n_head", "n_embd"), SIZES[size], strict=True)) | changes))
+        return build_config(cls, dict(zip(("n_layer", "n_head", "n_embd"), SIZES[size], strict=True)) | changes)
 
 
 class _Trunk(nn.Module):
@@ -373,7 +373,8 @@ def from_motionmillion(state: dict[str, Tensor], **options: Any) -> MotionMillio
         if (len(layers), width) not in heads:
             raise ModelError(f"{len(layers)} layers of width {width} are no published size: give n_head=….")
         found["n_head"] = heads[len(layers), width]
+    config = build_config(MotionMillionConfig, found | options, "options")
     with torch.device("meta"):
-        model = MotionMillion(MotionMillionConfig(**(found | options)))
+        model = MotionMillion(config)
     load_strictly(model, state, assign=True)
     return model.eval()

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
-from vadis.component import Component
+from vadis.component import Component, build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.tokenizers.layers import (
     Activation,
@@ -435,7 +435,7 @@ def from_motionmillion(
     state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if strange or not state:
         raise ModelError(f"not a MotionMillion FSQ checkpoint: unexpected names {strange[:10] or '(no vqvae.…)'}.")
-    config = FSQTokenizerConfig(**(_infer(state, options) | options))
+    config = build_config(FSQTokenizerConfig, _infer(state, options) | options, "options")
     tokenizer = FSQTokenizer(config)
     if (mean is None) != (std is None):
         raise ModelError("give both mean and std, or neither.")
