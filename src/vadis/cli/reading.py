@@ -36,7 +36,9 @@ def read_motion(
         check_number("--fps", fps, 1, 1000, "frames/s")
     module, colon, name = READERS.get(path.suffix.lower(), "").partition(":")
     if not colon:
-        raise FileError(f"can't read {path.name}: its suffix must be one of {', '.join(READERS)}. `vadis info` may know more.")
+        raise FileError(
+            f"can't read {path.name}: its suffix must be one of {', '.join(READERS)}. `vadis info` may know more."
+        )
     known = inspect.signature(getattr(import_module(module), name)).parameters
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:

@@ -1,0 +1,261 @@
+"""The command line: quick help without torch, one-sentence errors, and the verbs on small real inputs."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vadis.cli import VERBS, main
+from vadis.motion import Motion
+
+RENAMED = {"options", "representation"}
+"""Fields that are a group of flags, or whose flag has another name."""
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture
+def walk_bvh(walk: Motion, tmp_path: Path) -> Path:
+    return walk.save(tmp_path / "walk.bvh")
+
+
+def test_help_needs_no_heavy_import_and_half_a_second() -> None:
+    code = (
+        "import sys; from vadis.cli import main; rc = main(['--help']); "
+        "bad = {'torch', 'numpy', 'tyro', 'pydantic', 'rich', 'yaml'} & set(sys.modules); sys.exit(rc or bool(bad) * 7)"
+    )
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        times.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in VERBS)
+    assert min(times) < 0.5
+
+
+def test_help_of_generate_and_a_wrong_length_need_no_torch() -> None:
+    code = (
+        "import sys; from vadis.cli import main; a = main(['generate', '--help']); "
+        "b = main(['generate', 'walk', '-o', 'x.bvh', '--seconds', '0']); sys.exit(7 if 'torch' in sys.modules else a or b - 2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--seconds" in done.stdout and "0.2" in done.stderr
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "vadis", "--version"], capture_output=True, text=True, check=False)
+    import vadis
+
+    assert done.stdout.strip() == f"vadis {vadis.__version__}" and done.returncode == 0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_a_documented_dataclass_with_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module, name = VERBS[verb][0].split(":")
+    kind = getattr(import_module(module), name)
+    assert is_dataclass(kind) and kind.__doc__ and callable(kind.run)
+    assert run(*verb.split(), "--help") == 0
+    page = capsys.readouterr().out
+    flags = [f.name for f in fields(kind) if "Positional" not in str(f.type) and f.name not in RENAMED]
+    assert all(f"--{name.replace('_', '-')}" in page for name in flags)
+
+
+@pytest.mark.parametrize("group", ["data"])
+def test_a_group_alone_lists_its_verbs(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(group) == 0
+    assert "data build" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["generat"], "Did you mean `vadis generate`"),
+        (["frobnicate"], "vadis --help"),
+        (["data", "bild"], "Did you mean `vadis data build`"),
+        (["generate", "walk", "-o", "x.bvh", "--secnds", "3"], "Did you mean --seconds"),
+        (["generate", "walk", "-o", "x.bvh", "--seconds", "long"], "could not convert"),
+        (["generate", "walk"], "give -o FILE"),
+        (["generate", "walk", "-o", "x.fbx"], ".glb"),
+        (["generate", "walk", "-o", "x.bvh", "-o", "x.bvh"], "twice"),
+        (["convert"], "IN"),
+        (["view"], "vadis view walk.bvh"),
+        (["info", "no-such-thing"], "no-such-thing"),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("vadis: ") and expected in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback() -> None:
+    from vadis.errors import VadisError
+
+    with pytest.raises(VadisError):
+        run("--debug", "frobnicate")
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vadis.cli._run", stop)
+    assert run("generate") == 130
+    assert capsys.readouterr().err == "vadis: stopped.\n"
+
+
+def test_an_unforeseen_failure_is_one_line_and_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(words: list[str]) -> int:
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr("vadis.cli._run", fail)
+    assert run("generate") == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "KeyError" in err and "--debug" in err
+
+
+def test_convert_to_features_and_back(
+    walk: Motion, walk_bvh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", walk_bvh, tmp_path / "walk.npy", "--to", "ms272") == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "walk.npy")
+    assert np.load(tmp_path / "walk.npy").shape == (walk.num_frames, 272)
+    assert run("convert", tmp_path / "walk.npy", tmp_path / "again.bvh") == 0
+    import vadis
+
+    again = vadis.load_motion(tmp_path / "again.bvh")
+    torch.testing.assert_close(again.positions, walk.positions, atol=2e-3, rtol=0)
+
+
+def test_convert_resamples_on_request_only(walk_bvh: Path, tmp_path: Path) -> None:
+    import vadis
+
+    assert run("convert", walk_bvh, tmp_path / "a.bvh", "--resample", 60) == 0
+    assert vadis.load_motion(tmp_path / "a.bvh").fps == 60
+    assert run("convert", walk_bvh, tmp_path / "b.bvh", "--write-unit", "m", "--write-up", "z") == 0
+    torch.testing.assert_close(
+        vadis.load_motion(tmp_path / "b.bvh").positions, vadis.load_motion(walk_bvh).positions, atol=1e-3, rtol=0
+    )
+    assert run("convert", walk_bvh, tmp_path / "c.npy", "--to", "ms272", "--resample", 60) == 2
+    assert not (tmp_path / "c.npy").exists()
+
+
+def test_a_frame_rate_is_never_guessed(
+    walk: Motion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    np.save(tmp_path / "joints.npy", walk.positions.numpy())
+    assert run("convert", tmp_path / "joints.npy", tmp_path / "walk.bvh") == 2
+    err = capsys.readouterr().err
+    assert "--fps" in err and err.count("\n") == 1 and not (tmp_path / "walk.bvh").exists()
+    assert run("convert", tmp_path / "joints.npy", tmp_path / "walk.bvh", "--fps", 30) == 0
+    import vadis
+
+    made = vadis.load_motion(tmp_path / "walk.bvh")
+    assert made.fps == 30 and made.num_frames == walk.num_frames
+
+
+def test_flags_that_mean_nothing_are_refused(
+    walk_bvh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", walk_bvh, tmp_path / "x.bvh", "--from", "ms272") == 2
+    assert "--from means nothing for .bvh" in capsys.readouterr().err
+    assert run("convert", walk_bvh, tmp_path / "x.bvh", "--to", "ms272") == 2
+    assert run("convert", walk_bvh, tmp_path / "x.npz", "--write-unit", "m") == 2
+    assert [p.name for p in tmp_path.iterdir()] == [walk_bvh.name]
+
+
+def test_retarget_real_capture(mini_bvh: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("retarget", mini_bvh[0], "-o", tmp_path / "r.bvh", "-o", tmp_path / "r.npz", "--resample", 30) == 0
+    import vadis
+    from vadis.skeleton import smpl22
+
+    motion = vadis.load_motion(tmp_path / "r.bvh")
+    assert motion.skeleton.same_tree(smpl22()) and motion.fps == 30
+    assert (tmp_path / "r.npz").is_file()
+
+
+def test_info_of_features_as_json(walk_bvh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("convert", walk_bvh, tmp_path / "walk.npy", "--to", "ms272")
+    (tmp_path / "walk.npy.json").unlink()
+    capsys.readouterr()
+    assert run("info", tmp_path / "walk.npy", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "ms272" in report["summary"] and report["next"]
+
+
+def test_view_writes_a_page_and_a_sheet(walk_bvh: Path, tmp_path: Path) -> None:
+    pytest.importorskip("viser", reason="needs vadis[viewer]")
+    assert run("view", walk_bvh, walk_bvh, "-o", tmp_path / "both.html") == 0
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html") and len(page) > 100_000
+    assert run("view", walk_bvh, "-o", tmp_path / "walk.png") == 0
+    assert (tmp_path / "walk.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_verbs_end_to_end(walk: Motion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow", reason="needs vadis[train]")
+    source = tmp_path / "clips"
+    for k in range(4):
+        walk.crop(5 * k).save(source / f"walk{k}.bvh")
+    rows = [{"clip": f"walk{k}", "start_s": 0, "end_s": 2, "text": "a person walks to the left"} for k in range(4)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("data", "build", source, tmp_path / "corpus", "--captions", tmp_path / "captions.jsonl",
+               "--mirror", "--validation-every", 2) == 0  # fmt: skip
+    capsys.readouterr()
+    assert run("data", "stats", tmp_path / "corpus", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["clips"] == 8 and facts["captions"] == {"label": 8}
+    assert run("data", "check", tmp_path / "corpus", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["problems"] == [] and report["captions"] == 8
+
+
+def test_data_check_finds_damage(walk: Motion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow", reason="needs vadis[train]")
+    for k in range(2):
+        walk.save(tmp_path / "clips" / f"walk{k}.bvh")
+    run("data", "build", tmp_path / "clips", tmp_path / "corpus", "--validation-every", 0)
+    shard = np.load(tmp_path / "corpus" / "shard-00000.npy", mmap_mode="r+")
+    shard[3, 100] = np.nan
+    shard[walk.num_frames + 2, 140:272] *= 2
+    shard.flush()
+    capsys.readouterr()
+    assert run("data", "check", tmp_path / "corpus") == 2
+    out, err = capsys.readouterr()
+    assert "NaN" in out and "unit length" in out and "2 problems" in err
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["core"]["torch"] == torch.__version__ and facts["extras"]["viewer"]["for"]
+    assert run("doctor") == 0
+    assert "device" in capsys.readouterr().out
+
+
+def test_doctor_names_every_extra_of_the_package() -> None:
+    import tomllib
+
+    from vadis.doctor import CORE, EXTRAS
+
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    optional = set(project["optional-dependencies"]) - {"all", "dev", "test", "docs", "llm"}
+    assert set(EXTRAS) == optional
+    assert {name.lower() for name in CORE} == {d.split(">")[0].lower() for d in project["dependencies"]}
