@@ -234,7 +234,7 @@ class _Run:
             never = torch.zeros_like(null)
             drop_plan = torch.cat([never[: self.rows], ~never[self.rows :]]) if guide_plan else never
 
-        def both(x: Tensor | None) -> Tensor | None:
+        def both(x: Any) -> Any:
             return torch.cat([x, x]) if twice and x is not None else x
 
         vectors, counts, plan = model.embed_prefix(

@@ -10,7 +10,7 @@ Shapes: B rows, L text length, P plan positions, S steps, G groups, N row length
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,31 +46,31 @@ class MotionMillionConfig:
     """The defaults are the released 3B model; `from_size` gives the others."""
 
     type: Literal["motionmillion"] = "motionmillion"
-    n_layer: int = Field(24, ge=1)
-    n_head: int = Field(32, ge=1)
-    n_embd: int = Field(3200, ge=2)
-    block_size: int = Field(301, ge=2)
+    n_layer: int = Field(default=24, ge=1)
+    n_head: int = Field(default=32, ge=1)
+    n_embd: int = Field(default=3200, ge=2)
+    block_size: int = Field(default=301, ge=2)
     """Longest row: text, plan and motion steps together."""
-    clip_dim: int = Field(2048, ge=1)
+    clip_dim: int = Field(default=2048, ge=1)
     """Width of the text features."""
-    nb_code: int = Field(64000, ge=1)
+    nb_code: int = Field(default=64000, ge=1)
     """Motion codes of one group."""
-    groups: int = Field(1, ge=1)
+    groups: int = Field(default=1, ge=1)
     """Tokens a step; later groups are predicted from the state and the step's earlier groups."""
-    plan_dim: int = Field(0, ge=0)
+    plan_dim: int = Field(default=0, ge=0)
     """Numbers in one plan position; 0 for no plan."""
-    plan_tokens: int = Field(0, ge=0)
+    plan_tokens: int = Field(default=0, ge=0)
     """Plan positions after the text."""
     length_conditioning: bool = False
     """Tell every position how many steps are left."""
     null_text: bool = False
     """A learned prefix that stands for no text; needed for guidance."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     tie_weights: bool = False
     """Heads share the embeddings' weights."""
-    depth_width: int | None = Field(None, ge=1)
+    depth_width: int | None = Field(default=None, ge=1)
     """Hidden width of the heads of groups after the first; None is 2 * n_embd."""
-    init_std: float | None = Field(None, gt=0)
+    init_std: float | None = Field(default=None, gt=0)
     """Standard deviation of new weights (output projections less); None leaves the library's defaults, as published."""
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ class MotionMillion(Decoding, Component):
             if isinstance(module, nn.Linear | nn.Embedding):
                 last = name.endswith("c_proj")
                 nn.init.normal_(module.weight, std=std / (2 * self.config.n_layer) ** 0.5 if last else std)
-                if getattr(module, "bias", None) is not None:
+                if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     @property
@@ -188,8 +188,9 @@ class MotionMillion(Decoding, Component):
             return vectors, text_lengths, vectors[:, :0]
         if plan is None:
             plan = vectors.new_zeros(batch, count, width)
-            plan_mask = torch.zeros(batch, count, width, dtype=torch.bool, device=vectors.device)
-        known = torch.ones_like(plan, dtype=torch.bool) if plan_mask is None else plan_mask.bool()
+            known = torch.zeros_like(plan, dtype=torch.bool)
+        else:
+            known = torch.ones_like(plan, dtype=torch.bool) if plan_mask is None else plan_mask.bool()
         drop = drop_text if drop_plan is None else drop_plan
         if drop is not None:
             known = known & ~drop[:, None, None]
@@ -226,17 +227,15 @@ class MotionMillion(Decoding, Component):
 
     def head(self, state: Tensor, earlier: Tensor | None = None) -> Tensor:
         """Logits of the next group: `(..., K + 1)` of group 0, else `(..., K)` given ids `earlier` (..., g) of the step."""
-        group = 0 if earlier is None else earlier.shape[-1]
-        if group == 0:
-            return (
-                F.linear(state, self.transformer.wte.weight[: self.end_id + 1])
-                if self.lm_head is None
-                else self.lm_head(state)
-            )
-        state = self.depth[group - 1](state, self._sum_groups(earlier))
+        if earlier is None:
+            if self.lm_head is None:
+                return F.linear(state, self.transformer.wte.weight[: self.end_id + 1])
+            return self.lm_head(state)
+        further = earlier.shape[-1] - 1
+        state = self.depth[further](state, self._sum_groups(earlier))
         if self.config.tie_weights:
-            return F.linear(state, self.group_embeddings[group - 1].weight[: self.end_id])
-        return self.group_heads[group - 1](state)
+            return F.linear(state, cast(nn.Embedding, self.group_embeddings[further]).weight[: self.end_id])
+        return self.group_heads[further](state)
 
     # ---- training
 

@@ -52,10 +52,10 @@ def from_folder(folder: Path, **options: Any) -> GoToZero:
     page = read_json(folder / "mm_config.json")
     if page.get("model_type") != "motionmillion":
         raise ModelError(f"{folder} holds a {page.get('model_type')!r}; this importer reads 'motionmillion'.")
-    config = page.get("config") if isinstance(page.get("config"), dict) else {}
+    config: dict[str, Any] = page.get("config") or {}
     tokenizer_options = _tokenizer_options(config.get("vqvae") or {})
     for name in ("mean", "std"):
-        tokenizer_options[name] = options.pop(name, None) if name in options else read_array(folder / f"{name}.npy")
+        tokenizer_options[name] = options.pop(name) if name in options else read_array(folder / f"{name}.npy")
     if options:
         raise ModelError(f"motius-gotozero takes mean and std only, not {', '.join(options)}.")
     ar = config.get("ar") or {}

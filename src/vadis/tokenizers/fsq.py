@@ -59,6 +59,12 @@ class FSQ(nn.Module):
     half precision moves values across rounding boundaries.
     """
 
+    _levels: Tensor
+    _basis: Tensor
+    _half: Tensor
+    _offset: Tensor
+    _shift: Tensor
+
     def __init__(self, levels: tuple[int, ...], dim: int | None = None, groups: int = 1) -> None:
         super().__init__()
         self.levels, self.groups = tuple(levels), groups
@@ -139,30 +145,30 @@ class FSQTokenizerConfig:
 
     type: Literal["fsq"] = "fsq"
     representation: str = "ms272"
-    fps: float = Field(30.0, gt=0)
-    feature_dim: int = Field(272, ge=1)
-    width: int = Field(512, ge=1)
+    fps: float = Field(default=30.0, gt=0)
+    feature_dim: int = Field(default=272, ge=1)
+    width: int = Field(default=512, ge=1)
     """Channels of the convolutions."""
-    code_dim: int = Field(512, ge=1)
+    code_dim: int = Field(default=512, ge=1)
     """Width of the decoder's input."""
-    output_emb_width: int = Field(512, ge=1)
+    output_emb_width: int = Field(default=512, ge=1)
     """Width of the encoder's output; equal to `code_dim`."""
-    down_t: int = Field(1, ge=0)
+    down_t: int = Field(default=1, ge=0)
     """Stages, each shortening time by `stride_t`."""
-    stride_t: int = Field(2, ge=2)
-    depth: int = Field(3, ge=1)
+    stride_t: int = Field(default=2, ge=2)
+    depth: int = Field(default=3, ge=1)
     """Residual blocks a stage."""
-    dilation_growth_rate: int = Field(3, ge=1)
+    dilation_growth_rate: int = Field(default=3, ge=1)
     activation: Activation = "relu"
     norm: Norm | None = "LN"
-    kernel_size: int = Field(3, ge=1)
+    kernel_size: int = Field(default=3, ge=1)
     use_patcher: bool = True
-    patch_size: int = Field(1, ge=1)
+    patch_size: int = Field(default=1, ge=1)
     """Frames folded into channels before the first convolution; a power of two. 1 as published: nothing is folded."""
     patch_method: PatchMethod = "haar"
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     """Values per channel, all groups one after the other."""
-    groups: int = Field(1, ge=1)
+    groups: int = Field(default=1, ge=1)
     """Tokens per step; the vocabulary is the product of one group's levels."""
 
     def __post_init__(self) -> None:
