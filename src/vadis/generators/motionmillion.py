@@ -186,15 +186,14 @@ class MotionMillion(Decoding, Component):
         batch, count, width = len(text), self.config.plan_tokens, self.config.plan_dim
         if self.plan_proj is None or self.plan_embedding is None:
             return vectors, text_lengths, vectors[:, :0]
-        if plan is None:
-            plan = vectors.new_zeros(batch, count, width)
-            known = torch.zeros_like(plan, dtype=torch.bool)
-        else:
-            known = torch.ones_like(plan, dtype=torch.bool) if plan_mask is None else plan_mask.bool()
+        numbers = vectors.new_zeros(batch, count, width) if plan is None else plan
+        known = torch.full_like(numbers, plan is not None, dtype=torch.bool)
+        if plan is not None and plan_mask is not None:
+            known = plan_mask.bool()
         drop = drop_text if drop_plan is None else drop_plan
         if drop is not None:
             known = known & ~drop[:, None, None]
-        values = torch.where(known, plan, torch.zeros_like(plan))  # not a product: unknown values may be NaN
+        values = torch.where(known, numbers, torch.zeros_like(numbers))  # not a product: unknown values may be NaN
         plan_vectors = self.plan_proj(torch.cat([values, known.to(values.dtype)], dim=-1).to(dtype))
         return vectors, text_lengths, plan_vectors + self.plan_embedding.weight
 
