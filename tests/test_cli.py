@@ -259,3 +259,11 @@ def test_doctor_names_every_extra_of_the_package() -> None:
     optional = set(project["optional-dependencies"]) - {"all", "dev", "test", "docs", "llm"}
     assert set(EXTRAS) == optional
     assert {name.lower() for name in CORE} == {d.split(">")[0].lower() for d in project["dependencies"]}
+
+
+def test_limits_checked_before_torch_are_those_of_the_pipeline() -> None:
+    from vadis.cli import generate
+    from vadis.generators.text import MAX_CHARACTERS
+    from vadis.pipelines.text_to_motion import MAX_SECONDS
+
+    assert (generate.MAX_CHARACTERS, generate.MAX_SECONDS) == (MAX_CHARACTERS, MAX_SECONDS)

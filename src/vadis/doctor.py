@@ -38,6 +38,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     import vadis
+    from vadis.hub import bundled_models
 
     device = "cpu"
     if torch.cuda.is_available():
@@ -49,7 +50,7 @@ def examine() -> dict[str, Any]:
         device = "mps"
     models = Path(vadis.__file__).parent / "models"
     bundled = {
-        p.name: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(models.glob("vadis-*"))
+        name: sum(f.stat().st_size for f in (models / name).rglob("*") if f.is_file()) for name in bundled_models()
     }
     extras = {
         name: {"installed": {p: version(p) for p in packages}, "for": use} for name, (packages, use) in EXTRAS.items()

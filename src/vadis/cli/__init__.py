@@ -1,8 +1,9 @@
 """The command line: `vadis VERB …`. This module only dispatches, so that `vadis --help` needs neither torch nor tyro.
 
 A verb is a module here with a dataclass whose fields are its flags and whose `run()` does the work, and one line in
-`VERBS`. Results go to stdout or files, progress to stderr. What a user did wrong ends in one sentence on stderr and
-exit code 2, anything else that fails in one sentence and exit code 1; `--debug` shows the traceback of both.
+`VERBS`. Results go to stdout or files, progress to stderr. What a user did wrong, and files that can't be read or
+written, end in one sentence on stderr and exit code 2, anything else that fails in one sentence and exit code 1;
+`--debug` shows the traceback of both.
 """
 
 import difflib
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"vadis: {_sentence(error)}", file=sys.stderr)
-        return 2 if isinstance(error, VadisError) else 1
+        return 2 if isinstance(error, VadisError | OSError) else 1
 
 
 def _run(words: list[str]) -> int:

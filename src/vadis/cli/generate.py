@@ -10,10 +10,11 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from vadis.cli.common import check_number, print_json, say
 from vadis.cli.writing import check_outputs, write
-from vadis.errors import VadisError
+from vadis.errors import ModelError, VadisError
 
-MAX_CHARACTERS = 1000
-MAX_SECONDS = 600.0
+MAX_CHARACTERS = 2000
+MAX_SECONDS = 3600.0
+"""As in the text encoder and the pipeline, checked here before torch is loaded; a test keeps them equal."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,12 @@ class Generate:
         say(f"loading {self.model} …")
         pipe = vadis.load(self.model, device=self.device)
         loaded = time.perf_counter()
-        names = ("samples", "guidance", "temperature", "top_k", "top_p")
-        settings = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if not hasattr(pipe, "text_encoder"):
+            raise ModelError(
+                f"{self.model} holds a {type(pipe).__name__}, which is one part of a model; name a whole one."
+            )
+        settings = {"samples": self.samples, "guidance_scale": self.guidance, "temperature": self.temperature}
+        settings |= {"top_k": self.top_k, "top_p": self.top_p}
         wanted = [text for text in prompts for _ in range(self.count)]
         say(
             f"generating {len(wanted)} × {self.seconds:g} s …"

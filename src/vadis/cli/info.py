@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+import vadis
 from vadis.cli.common import print_json
 from vadis.errors import FileError
 
@@ -46,9 +47,10 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    models = Path(__file__).resolve().parent.parent / "models"
-    bundled = sorted(p.name for p in models.iterdir() if (p / "README.md").is_file()) if models.is_dir() else []
+    from vadis.hub import bundled_models
+
+    bundled = bundled_models()
     if name in bundled:
-        return models / name
+        return Path(vadis.__file__).parent / "models" / name
     known = f" Bundled models: {', '.join(bundled)}." if bundled else ""
     raise FileError(f"no file, folder or bundled model {name[:200]!r}.{known}")

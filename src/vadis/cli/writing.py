@@ -25,23 +25,22 @@ def check_outputs(paths: Sequence[str]) -> list[Path]:
 
 
 def write(motions: Sequence["Motion"], path: Path, titles: Sequence[str], **options: Any) -> list[Path]:
-    """Write one or several motions and return what was written: one page for all, otherwise a file each.
+    """Write one or several motions and return what was written: one page or sheet for all, otherwise a file each.
 
     `options` go to the writer of the motion format.
     """
-    if path.suffix.lower() == ".html":
+    suffix = path.suffix.lower()
+    if suffix == ".html":
         from vadis.viewer.page import write_page
 
         write_page(list(motions), path, titles=list(titles))
         return [path]
-    written = []
-    for k, (motion, title) in enumerate(zip(motions, titles, strict=True)):
-        target = numbered(path, k, len(motions))
-        if target.suffix.lower() == ".png":
-            from vadis.viewer.sheet import contact_sheet
+    if suffix == ".png":
+        from vadis.viewer.sheet import contact_sheet
 
-            contact_sheet(motion, target, title=title)
-        else:
-            motion.save(target, **options)
-        written.append(target)
-    return written
+        contact_sheet(list(motions), path, title=list(titles))
+        return [path]
+    targets = [numbered(path, k, len(motions)) for k in range(len(motions))]
+    for motion, target in zip(motions, targets, strict=True):
+        motion.save(target, **options)
+    return targets
