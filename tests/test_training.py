@@ -1,6 +1,9 @@
 """Training: recipes are read strictly, a resumed run equals an unbroken one bit for bit, budgets hold."""
 
 import json
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -129,6 +132,26 @@ def test_the_budget_ends_the_run_and_its_schedule(recipe):
     rates = [json.loads(line).get("lr") for line in (folder / "log.jsonl").read_text().splitlines()]
     rates = [r for r in rates if r is not None]
     assert rates[0] == pytest.approx(1e-3, rel=0.2) and rates[-1] < 2e-4
+
+
+def test_a_polite_signal_ends_the_run_with_a_checkpoint(recipe, tmp_path):
+    log = tmp_path / "run" / "log.jsonl"
+
+    def ask() -> None:
+        for _ in range(600):
+            if log.exists() and log.stat().st_size:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    train(recipe, ["steps=1000000", "log_every=5"])
+    thread.join()
+    page = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert page["state"] == "stopped by a signal" and page["step"] >= 5
+    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
+    assert state["step"] == page["step"]
 
 
 def test_schedules_of_the_published_recipes():

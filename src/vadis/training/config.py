@@ -23,14 +23,14 @@ STRICT = ConfigDict(extra="forbid")
 class OptimizerConfig:
     """AdamW."""
 
-    lr: float = Field(3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Applied to every parameter, as the published recipes do, unless `decay_matrices_only`."""
     decay_matrices_only: bool = False
     """Leave biases, norms and embeddings' one-dimensional parameters undecayed."""
-    eps: float = Field(1e-8, gt=0)
-    clip: float | None = Field(1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient; null: not clipped."""
 
 
@@ -39,16 +39,16 @@ class ScheduleConfig:
     """Learning rate: a linear warm-up, then a constant, a cosine or steps."""
 
     kind: Literal["cosine", "constant", "step"] = "cosine"
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     """Steps; step i has lr * (i + 1) / (warmup + 1)."""
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
     """The cosine's lowest value, as a share of lr."""
-    decay_steps: int | None = Field(None, ge=1)
+    decay_steps: int | None = Field(default=None, ge=1)
     """Steps from the end of the warm-up to the cosine's lowest point (beyond it the cosine rises again, as in the
     published code). Null: the lowest point is the end of the run, by steps or `max_seconds`, whichever comes first."""
     milestones: tuple[int, ...] = ()
     """For `step`: optimiser steps after the warm-up at which lr is multiplied by `factor`."""
-    factor: float = Field(0.1, gt=0)
+    factor: float = Field(default=0.1, gt=0)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -58,29 +58,29 @@ class Recipe:
     task: str
     run: str = "runs/unnamed"
     """Folder of checkpoints, logs and the trained model."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     steps: int = Field(ge=1)
     """Optimiser steps of the whole run; the schedule ends here."""
-    stop_at: int | None = Field(None, ge=1)
+    stop_at: int | None = Field(default=None, ge=1)
     """End this session at that step, with a checkpoint and the schedule untouched (a time slot of a cluster)."""
-    max_seconds: float | None = Field(None, gt=0)
+    max_seconds: float | None = Field(default=None, gt=0)
     """Budget over all sessions: training stops when it is spent, and the schedule is squeezed to end there."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Batches a step on every process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; null: torch decides."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
-    ema: float | None = Field(0.999, gt=0, lt=1)
+    ema: float | None = Field(default=0.999, gt=0, lt=1)
     """Decay of the average of the weights, which is what gets exported; ramped, see `ema.py`. Null: off."""
-    validate_every: int = Field(1000, ge=1)
-    validation_batches: int = Field(8, ge=1)
+    validate_every: int = Field(default=1000, ge=1)
+    validation_batches: int = Field(default=8, ge=1)
     best: str | None = None
     """A validation metric; the model with its lowest value is kept in `best/` beside the last one."""
-    checkpoint_every: int = Field(1000, ge=1)
-    log_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=50, ge=1)
     logger: Literal["none", "trackio", "tensorboard"] = "none"
     """Besides `log.jsonl`, which is always written."""
     resume: Literal["no", "auto"] = "no"

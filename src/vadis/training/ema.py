@@ -22,7 +22,7 @@ class EMA:
         """Take in the weights after optimiser step `step` (counted from 0)."""
         keep = min(self.decay, (1 + step) / (10 + step))
         weights = [p.float() for p in self.model.parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - keep)
+        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -37,7 +37,9 @@ class Report:
     def advance(self, step: int, note: str = "") -> None:
         """Move the bar; `note` replaces the text beside it."""
         if self.active:
-            self._bar.update(self._task, completed=step, **({"note": note} if note else {}))
+            if note:
+                self._bar.update(self._task, note=note)
+            self._bar.update(self._task, completed=step)
 
     def log(self, step: int, values: dict[str, Any], note: str) -> None:
         """Record numbers at a step, in the file, in the logger and, without a terminal, as a line on stderr."""

@@ -17,6 +17,7 @@ from vadis.data.corpus import Corpus
 from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
+from vadis.hub import save_pretrained
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
 
@@ -44,7 +45,7 @@ class Task:
 
     def export(self, folder: Path) -> None:
         """Write the model as a component folder."""
-        self.model.save_pretrained(folder)
+        save_pretrained(self.model, folder)
 
     @property
     def device(self) -> torch.device:
@@ -61,11 +62,11 @@ class WindowData:
 
     corpus: str
     """Folder made by `vadis data build`."""
-    window: int = Field(96, ge=2)
+    window: int = Field(default=96, ge=2)
     """Frames; shorter clips are left out."""
-    batch: int = Field(64, ge=1)
+    batch: int = Field(default=64, ge=1)
     """Windows a process and batch."""
-    mirror: float = Field(0.0, ge=0, le=1)
+    mirror: float = Field(default=0.0, ge=0, le=1)
     """Probability of a left-right mirrored window."""
     train_split: str | None = "train"
     """Null: all clips."""
@@ -155,27 +156,27 @@ class TokenData:
 
     corpus: str
     """Folder made by `vadis data encode`."""
-    batch: int = Field(32, ge=1)
+    batch: int = Field(default=32, ge=1)
     """Segments a process and batch."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Longer segments are left out. Null: those that fit the model's row beside the longest sentence and the plan."""
-    bucket: int = Field(8, ge=1)
+    bucket: int = Field(default=8, ge=1)
     """A batch is a slice of this many batches sorted by length, so that little is padding; 1: no sorting."""
     kind_weights: dict[str, float] = Field(default_factory=dict)
     """How likely sentences of a kind are (whole, detailed, label, automatic…); 1 when not named."""
-    trim: float = Field(0.0, ge=0, le=1)
+    trim: float = Field(default=0.0, ge=0, le=1)
     """Probability of dropping the first or the last step, equally likely (published: one third)."""
-    text_dropout: float = Field(0.0, ge=0, le=1)
+    text_dropout: float = Field(default=0.0, ge=0, le=1)
     """Probability of the null prompt, for guidance."""
-    plan_dropout: float = Field(0.3, ge=0, le=1)
+    plan_dropout: float = Field(default=0.3, ge=0, le=1)
     """Probability that the whole plan is hidden; otherwise each value is, at a rate drawn per row."""
-    plan_dropout_without_text: float = Field(0.5, ge=0, le=1)
+    plan_dropout_without_text: float = Field(default=0.5, ge=0, le=1)
     """The same for rows with the null prompt, so that guidance can be against nothing or against the plan alone."""
-    length_dropout: float = Field(0.0, ge=0, le=1)
+    length_dropout: float = Field(default=0.0, ge=0, le=1)
     """Probability that a row does not know its length."""
-    corrupt: float = Field(0.0, ge=0, le=1)
+    corrupt: float = Field(default=0.0, ge=0, le=1)
     """Input tokens are replaced by random ones at a rate drawn per row up to this."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     train_split: str | None = "train"
     validation_split: str | None = "val"
 
@@ -227,7 +228,7 @@ class GeneratorTask(Task):
         if self.recipe.model.plan_dim:
             batch["plan"] = ((batch["plan"] - self.center) / self.scale).clamp(-5, 5)
         else:
-            batch.pop("plan", None), batch.pop("plan_mask", None)
+            batch = {k: v for k, v in batch.items() if not k.startswith("plan")}
         return batch
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ class Trainer:
                     sums[name] = sums.get(name, 0.0) + value.detach().float() / r.accumulate
             if r.optimizer.clip:
                 norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), r.optimizer.clip)
-                sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + norm.detach()
+                sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + torch.as_tensor(norm).detach()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if self.ema:
@@ -178,7 +178,7 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return seconds, stop.is_set()
         both = torch.tensor([[seconds, float(stop.is_set())]], dtype=torch.float64, device=self.accelerator.device)
-        seconds, stopping = self.accelerator.gather(both).amax(dim=0).tolist()
+        seconds, stopping = torch.as_tensor(self.accelerator.gather(both)).amax(dim=0).tolist()
         return seconds, bool(stopping)
 
     @torch.no_grad()
