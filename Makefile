@@ -68,7 +68,7 @@ test: $(VENV)/.test $(VENV)/.npm lint
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check src tests examples benchmarks
-	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/pyright --level error --pythonpath $(PY)
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix src tests examples benchmarks
