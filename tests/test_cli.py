@@ -1,9 +1,11 @@
 """The command line: quick help without torch, one-sentence errors, and the verbs on small real inputs."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -207,6 +209,21 @@ def test_view_writes_a_page_and_a_sheet(walk_bvh: Path, tmp_path: Path) -> None:
     assert page.lstrip().lower().startswith("<!doctype html") and len(page) > 100_000
     assert run("view", walk_bvh, "-o", tmp_path / "walk.png") == 0
     assert (tmp_path / "walk.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_view_serves_until_stopped(walk_bvh: Path) -> None:
+    pytest.importorskip("viser", reason="needs vadis[viewer]")
+    words = [sys.executable, "-m", "vadis", "view", str(walk_bvh), "--no-browser", "--port", "18631"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(url, timeout=20) as page:
+                assert b"<html" in page.read(100_000).lower()
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
 
 
 def test_data_verbs_end_to_end(walk: Motion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from vadis.cli.common import check_output
+from vadis.cli.common import check_output, say
 from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import write
 from vadis.errors import VadisError
@@ -30,7 +30,9 @@ class View:
     host: str = "127.0.0.1"
     """Address to serve at; 0.0.0.0 lets other machines in."""
     port: int = 8080
-    """Port to serve at."""
+    """Port to serve at; the next free one when it is taken."""
+    browser: bool = True
+    """Open the page in the browser."""
 
     def run(self) -> None:
         paths = [check_output(path, (".html", ".png")) for path in self.out]
@@ -49,4 +51,10 @@ class View:
             return
         from vadis.viewer.live import view
 
-        view(motions, titles=titles, host=self.host, port=self.port)
+        viewer = view(motions, titles=titles, host=self.host, port=self.port, open_browser=self.browser, block=False)
+        print(viewer.url, flush=True)
+        say("Ctrl-C stops")
+        try:
+            viewer.wait()
+        finally:
+            viewer.stop()
