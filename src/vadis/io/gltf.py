@@ -129,7 +129,7 @@ def save_glb(motion: Motion, path: str | Path, body: bool = True, fps: float | N
         lift = -mesh.sole
     else:
         mesh, lift = None, -float(rest[:, 1].min())
-    rest = rest + np.float32([0, lift, 0])
+    rest = rest + np.array([0, lift, 0], np.float32)
 
     names = MIXAMO_NAMES if smpl else skeleton.names
     for j, bone in enumerate(names):
@@ -165,7 +165,9 @@ def _write_mesh(out: _Writer, mesh: Any, lift: float) -> None:
     weights[:, 0] += 65535 - weights.sum(1)  # glTF asks for a sum of exactly one
     vertex, index = 34962, 34963
     attributes = lib.Attributes(
-        POSITION=out.accessor(mesh.vertices + np.float32([0, lift, 0]), "VEC3", _FLOAT, bounds=True, target=vertex),
+        POSITION=out.accessor(
+            mesh.vertices + np.array([0, lift, 0], np.float32), "VEC3", _FLOAT, bounds=True, target=vertex
+        ),
         NORMAL=out.accessor(mesh.normals, "VEC3", _FLOAT, target=vertex),
         COLOR_0=out.accessor(np.round(colors * 255).astype(np.uint8), "VEC4", _UBYTE, target=vertex, normalized=True),
         JOINTS_0=out.accessor(mesh.joints.astype(np.uint8), "VEC4", _UBYTE, target=vertex),
@@ -188,7 +190,7 @@ def _write_animation(out: _Writer, motion: Motion, hips: NDArray[np.float32], t_
     quats = rotation.to_quat_wxyz(motion.rotations).roll(-1, dims=-1).numpy()  # (T, J, 4) in x, y, z, w
     root = motion.root.numpy()
     if t_pose:
-        quats = np.concatenate([np.broadcast_to(np.float32([0, 0, 0, 1]), quats[:1].shape), quats])
+        quats = np.concatenate([np.broadcast_to(np.array([0, 0, 0, 1], np.float32), quats[:1].shape), quats])
         root = np.concatenate([[[root[0, 0], hips[1], root[0, 2]]], root])
     turn = np.sign((quats[1:] * quats[:-1]).sum(-1, keepdims=True))  # keys next to each other on one hemisphere
     turn[turn == 0] = 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from vadis.errors import SkeletonError
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES, SMPL22_PARENTS, Skeleton
-from vadis.viewer.surface import Array, relax, sample, subdivide, surface_nets, unit
+from vadis.viewer.surface import Array, relax, sample, subdivide, surface_nets, unit, vec
 
 _REFERENCE_SPAN = 1.575  # head joint to ball of the foot of the default skeleton; the profiles were drawn on it
 _SOLE = 0.016  # the sole lies this far below the ball joint
@@ -100,7 +100,7 @@ class _Loft:
         low = np.minimum(where.astype(np.int32), len(self.table) - 2)
         rest = where - low
         a, b, da, db = (self.table.T[k][low] + rest * np.diff(self.table.T[k])[low] for k in range(4))
-        cap = np.where(local[:, 0] < 0, np.float32(self.caps[0] * self.scale), np.float32(self.caps[1] * self.scale))
+        cap = np.where(local[:, 0] < 0, vec(self.caps[0] * self.scale), vec(self.caps[1] * self.scale))
         x, y, z = (local[:, 0] - t * length) / cap, (local[:, 1] - da) / a, (local[:, 2] - db) / b
         size = np.sqrt(x * x + y * y + z * z)
         x, y, z = x / cap, y / a, z / b
@@ -149,7 +149,7 @@ class _Body:
         x = (1.0, 0.0, 0.0)
 
         def up(point: Array, *shift: float) -> Array:
-            return point + np.float32(shift) * s
+            return point + vec(shift) * s
 
         # the axis points up, so depth (axis x width) is backwards
         parts = [
@@ -180,7 +180,7 @@ class _Body:
         along = unit(wrist - elbow)
 
         def hand(reach: float, forward: float = 0.0, drop: float = 0.0) -> Array:
-            return wrist + (along * reach + np.float32([0, -drop, forward])) * s
+            return wrist + (along * reach + vec([0, -drop, forward])) * s
 
         # width lies along z, across the palm; depth is its thickness
         return [
@@ -201,9 +201,9 @@ class _Body:
         s, x = self.scale, (1.0, 0.0, 0.0)
         hip, knee, ankle, ball = (self.at(f"{side}_{n}") for n in ("hip", "knee", "ankle", "foot"))
         ground = self.sole + 0.002 * s
-        toward = unit(np.float32([ball[0] - ankle[0], 0, ball[2] - ankle[2]]))
-        heel = np.float32([ankle[0], ground + 0.036 * s, ankle[2]]) - toward * 0.030 * s
-        toe = np.float32([ball[0], ground + 0.020 * s, ball[2]]) + toward * 0.060 * s
+        toward = unit(vec([ball[0] - ankle[0], 0, ball[2] - ankle[2]]))
+        heel = vec([ankle[0], ground + 0.036 * s, ankle[2]]) - toward * 0.030 * s
+        toe = vec([ball[0], ground + 0.020 * s, ball[2]]) + toward * 0.060 * s
         # along a leg depth (axis x width) is forwards, along a foot it is up
         return [
             self.loft(hip, knee, x, (0.070, 0.045),
@@ -271,11 +271,11 @@ def _chain(body: _Body, points: Array, chain: tuple[tuple[str, float], ...], pre
         after = places[k + 1] - places[k] if k + 1 < len(chain) else before
         direction = unit(unit(before) + unit(after))
         if names[k] == "head":  # the chin is in front of the neck and no higher than it, yet it belongs to the head
-            direction = unit(np.float32([0, 1, 0.55]))
+            direction = unit(vec([0, 1, 0.55]))
         elif names[k].endswith("hip"):
             direction = unit(after)
         elif names[k].endswith("collar"):
-            direction = unit(after * np.float32([1, 0, 0]))
+            direction = unit(after * vec([1, 0, 0]))
         width = chain[k][1] * body.scale
         step = _smoothstep(((points - places[k]) @ direction / width + 1) / 2)
         steps.append(np.minimum(step, steps[-1]))
@@ -307,18 +307,18 @@ _TINTS = {"left": (0.22, 0.46, 0.66), "right": (0.82, 0.40, 0.22)}
 
 def _colors(body: _Body, points: Array, weights: Array) -> Array:
     """Clay, cooling towards the left hand and foot, warming towards the right ones, with a darker face."""
-    color = np.tile(np.float32(_CLAY), (len(points), 1))
+    color = np.tile(vec(_CLAY), (len(points), 1))
     for side, tint in _TINTS.items():
         for names in (("shoulder", "elbow", "wrist"), ("hip", "knee", "ankle", "foot")):
             first, last = body.at(f"{side}_{names[0]}"), body.at(f"{side}_{names[2]}")
             axis = last - first
             along = np.clip((points - first) @ axis / max(float(axis @ axis), 1e-9), 0, 1)
             share = weights[:, [body.joint[f"{side}_{n}"] for n in names]].sum(1)
-            color += (share * along**2)[:, None] * (np.float32(tint) - color)
+            color += (share * along**2)[:, None] * (vec(tint) - color)
     local = (points - body.at("head", 0, 0.085, 0.020)) / body.scale
     mask = 1 - np.sqrt((local[:, 0] / 0.062) ** 2 + (local[:, 1] / 0.075) ** 2)
     face = _smoothstep(0.5 + mask * 6) * (local[:, 2] > 0) * weights[:, body.joint["head"]]
-    return (color + face[:, None] * (np.float32(_FACE) - color)).astype(np.float32)
+    return (color + face[:, None] * (vec(_FACE) - color)).astype(np.float32)
 
 
 def build_mannequin(skeleton: Skeleton, cell: float = CELL) -> Mannequin:
@@ -353,7 +353,7 @@ def _grow(offsets: tuple[float, ...], cell: float) -> Mannequin:
     vertices, normals = relax(body.field, vertices, faces, cell * body.scale)
     dense = _skin_weights(body, vertices)
     joints = np.argsort(-dense, 1, kind="stable")[:, :4]
-    weights = np.take_along_axis(dense, joints, 1)
+    weights = np.take_along_axis(dense, joints, 1).astype(np.float32)
     weights[weights < 0.004] = 0
     weights /= weights.sum(1, keepdims=True)
     joints[weights == 0] = 0  # unused slots point at the root, as glTF asks

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vadis.viewer.surface import Array, unit
+from vadis.viewer.surface import Array, unit, vec
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Camera:
 
     def axes(self) -> Array:
         """Rows right, up, back in world coordinates `(3, 3)`."""
-        back = unit(np.float32(self.position) - np.float32(self.target))
-        right = unit(np.cross(np.float32([0, 1, 0]), back))
+        back = unit(vec(self.position) - vec(self.target))
+        right = unit(np.cross(vec([0, 1, 0]), back))
         return np.stack([right, np.cross(back, right), back]).astype(np.float32)
 
     def project(self, points: Array, width: int, height: int) -> Array:
         """World points `(N, 3)` to pixels and depth `(N, 3)`; y grows downwards, depth is metres in front."""
-        local = (points - np.float32(self.position)) @ self.axes().T
+        local = (points - vec(self.position)) @ self.axes().T
         depth = np.maximum(-local[:, 2], 1e-3)
         focal = height / 2 / np.tan(np.radians(self.fov) / 2)
         return np.stack(
@@ -85,7 +85,7 @@ def rasterise(
     return np.stack([pixel[pick], owner[pick]], 1), weight[pick], depth[pick]
 
 
-_KEY, _FILL = unit(np.float32([0.45, 0.75, 0.55])), unit(np.float32([-0.7, 0.25, 0.35]))
+_KEY, _FILL = unit(vec([0.45, 0.75, 0.55])), unit(vec([-0.7, 0.25, 0.35]))
 
 
 def render(vertices: Array, normals: Array, faces: NDArray[np.int64], colors: Array, camera: Camera, width: int, height: int,
@@ -103,24 +103,24 @@ def render(vertices: Array, normals: Array, faces: NDArray[np.int64], colors: Ar
 
     w, h = width * supersample, height * supersample
     axes = camera.axes()
-    turn = np.float32([[axes[0, 0], 0, axes[0, 2]], [0, 1, 0], unit(np.float32([axes[2, 0], 0, axes[2, 2]]))])
+    turn = np.stack([vec([axes[0, 0], 0, axes[0, 2]]), vec([0, 1, 0]), unit(vec([axes[2, 0], 0, axes[2, 2]]))])
     key, fill = _KEY @ turn, _FILL @ turn  # lights turn with the camera, about the vertical only
-    image = np.tile(np.float32(background) ** 2.2, (h * w, 1))
+    image = np.tile(vec(background) ** 2.2, (h * w, 1))
 
     # two shadows on the floor: a long soft one from the key light and a tight one straight below
     for direction, blur, strength in (
-        (unit(key * np.float32([0.5, 1, 0.5])), 0.035, 0.30),
-        (np.float32([0, 1, 0]), 0.020, 0.35),
+        (unit(key * vec([0.5, 1, 0.5])), 0.035, 0.30),
+        (vec([0, 1, 0]), 0.020, 0.35),
     ):
         drop = vertices - direction * ((vertices[:, 1:2] - floor) / direction[1])
         pairs, _, _ = rasterise(camera.project(drop, w // 4, h // 4), faces, w // 4, h // 4, cull=False)
         mask = np.zeros((h // 4) * (w // 4), np.float32)
         mask[pairs[:, 0]] = 1
         focal = (h // 4) / 2 / np.tan(np.radians(camera.fov) / 2)
-        distance = np.linalg.norm(np.float32(camera.position) - np.float32(camera.target))
+        distance = np.linalg.norm(vec(camera.position) - vec(camera.target))
         sigma = blur * focal / distance
         mask = gaussian_filter(mask.reshape(h // 4, w // 4), (sigma * max(abs(axes[2, 1]), 0.35), sigma))
-        mask = zoom(mask, (h / (h // 4), w / (w // 4)), order=1, grid_mode=True, mode="nearest").reshape(-1)[: h * w]
+        mask = vec(zoom(mask, (h / (h // 4), w / (w // 4)), order=1, grid_mode=True, mode="nearest")).reshape(-1)
         image *= (1 - strength * np.clip(mask, 0, 1))[:, None]
 
     pairs, weight, depth = rasterise(camera.project(vertices, w, h), faces, w, h)
@@ -136,12 +136,12 @@ def render(vertices: Array, normals: Array, faces: NDArray[np.int64], colors: Ar
     spread = max(h / 90, 1.0)
     near = gaussian_filter(filled, spread) / np.maximum(gaussian_filter(covered, spread), 1e-3)
     crease = np.clip(1 - np.maximum(depth - near.reshape(-1)[pixel] - 0.004, 0) * 2, 0.75, 1)
-    view = unit(np.float32(camera.position) - place)
+    view = unit(vec(camera.position) - place)
     diffuse = np.clip((normal @ key + 0.25) / 1.25, 0, 1) ** 1.2  # wrapped, so the far side doesn't go black
-    light = 1.02 * diffuse[:, None] * np.float32([1.0, 0.97, 0.92])
-    light = light + 0.22 * np.clip(normal @ fill, 0, 1)[:, None] * np.float32([0.85, 0.93, 1.0])
+    light = 1.02 * diffuse[:, None] * vec([1.0, 0.97, 0.92])
+    light = light + 0.22 * np.clip(normal @ fill, 0, 1)[:, None] * vec([0.85, 0.93, 1.0])
     sky = 0.5 + 0.5 * normal[:, 1:2]
-    light = light + 0.26 * sky * np.float32([0.92, 0.96, 1.0]) + 0.07 * (1 - sky)
+    light = light + 0.26 * sky * vec([0.92, 0.96, 1.0]) + 0.07 * (1 - sky)
     half = unit(key + view)
     gloss = np.clip((normal * half).sum(1), 0, 1) ** 24 * 0.10
     rim = (1 - np.clip((normal * view).sum(1), 0, 1)) ** 4 * 0.18

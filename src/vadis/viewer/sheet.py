@@ -13,7 +13,7 @@ from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES
 from vadis.viewer.mannequin import Mannequin, build_mannequin
 from vadis.viewer.raster import Camera, render
-from vadis.viewer.surface import Array
+from vadis.viewer.surface import Array, vec
 
 _PAPER = (0.955, 0.958, 0.962)
 _INK, _FAINT = "#2b2f36", "#8a9099"
@@ -68,7 +68,7 @@ def on_smpl22(motion: Motion) -> Motion:
     """The motion on smpl22 bones, ready for the mannequin."""
     if motion.skeleton.names == SMPL22_NAMES:
         return motion
-    from vadis.retarget import retarget
+    from vadis.retargeting import retarget
 
     return retarget(motion, "smpl22")
 
@@ -99,7 +99,7 @@ def _row(motion: Motion, poses: int, angle: float | None, width: int) -> tuple[N
         travel = motion.root[-1] - motion.root[0]
         angle = -60.0 if float(torch.hypot(travel[0], travel[2])) > 0.8 else 35.0
     yaw = float(motion.heading[0]) + np.radians(angle)
-    right = np.float32([np.cos(yaw), 0, -np.sin(yaw)])
+    right = vec([np.cos(yaw), 0, -np.sin(yaw)])
     height = max(int(width / 5.4), 160)
     low, high = floor, float(motion.positions[..., 1].max()) + 0.22
     tall = max(high - low, 1.9)
@@ -116,7 +116,7 @@ def _row(motion: Motion, poses: int, angle: float | None, width: int) -> tuple[N
     placed = []
     for k, pose in enumerate(vertices):
         edge += free
-        centre = motion.positions[picked[k], 0].numpy() * np.float32([1, 0, 1])  # the figure stands where its slot is
+        centre = motion.positions[picked[k], 0].numpy() * vec([1, 0, 1])  # the figure stands where its slot is
         start = across[k].min() - centre @ right
         placed.append(pose - centre + right * (edge - start))
         edge += spans[k]
@@ -124,11 +124,11 @@ def _row(motion: Motion, poses: int, angle: float | None, width: int) -> tuple[N
     count = len(body.vertices)
     faces = np.concatenate([body.faces + k * count for k in range(len(placed))])
     colors = np.tile(body.colors, (len(placed), 1))
-    toward = np.float32([np.sin(yaw), 0, np.cos(yaw)])
+    toward = vec([np.sin(yaw), 0, np.cos(yaw)])
     fov = 6.0  # a long lens: figures at the edges are seen from the same side as those in the middle
     distance = height / scale / 2 / np.tan(np.radians(fov) / 2)
-    target = np.float32([0, floor + tall * 0.47, 0])
-    eye = target + toward * distance + np.float32([0, distance * 0.13, 0])
+    target = vec([0, floor + tall * 0.47, 0])
+    eye = target + toward * distance + vec([0, distance * 0.13, 0])
     image = render(points, shade, faces, colors, Camera(tuple(eye), tuple(target), fov), width, height, floor=floor,
                    background=_PAPER)  # fmt: skip
     return _label(image, motion, picked, placed, right, scale), picked

@@ -4,12 +4,19 @@ A field is a function of points `(N, 3)` to values `(N,)` that is negative insid
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Field = Callable[[Array], Array]
+
+
+def vec(values: ArrayLike) -> Array:
+    """A float32 array."""
+    return np.asarray(values, np.float32)
+
 
 _BLOCK = 4  # grid points per side of the blocks that are evaluated or skipped together
 
@@ -39,12 +46,42 @@ def sample(field: Field, low: Array, high: Array, cell: float) -> tuple[Array, A
     return np.ascontiguousarray(grid.reshape(blocks * _BLOCK)), origin
 
 
+def _unambiguous(grid: Array) -> Array:
+    """Fill the few cells where inside and outside touch only across a diagonal: there the surface would meet itself."""
+    grid = grid.copy()
+    pairs = [((0, 0, 0), (1, 1, 0)), ((0, 1, 0), (1, 0, 0)), ((0, 0, 0), (1, 0, 1)), ((0, 0, 1), (1, 0, 0)),
+             ((0, 0, 0), (0, 1, 1)), ((0, 0, 1), (0, 1, 0))]  # fmt: skip
+    for _ in range(20):
+        inside = grid < 0
+        fill = np.zeros_like(inside)
+        for k in range(0, 6, 2):
+            (a, b), (c, d) = pairs[k], pairs[k + 1]
+            views = [_corner(inside, x, a, b) for x in (a, b, c, d)]
+            checker = (views[0] == views[1]) & (views[2] == views[3]) & (views[0] != views[2])
+            for x in (a, b, c, d):
+                _corner(fill, x, a, b)[...] |= checker
+        fill &= ~inside
+        if not fill.any():
+            break
+        grid[fill] = -1e-4
+    return grid
+
+
+def _corner(
+    grid: NDArray[Any], corner: tuple[int, ...], first: tuple[int, ...], second: tuple[int, ...]
+) -> NDArray[Any]:
+    """The grid shifted to one corner of every square that `first` and `second` span (a view)."""
+    span = [abs(a - b) for a, b in zip(first, second, strict=True)]
+    return grid[tuple(slice(c, n - s + c) for c, s, n in zip(corner, span, grid.shape, strict=True))]
+
+
 def surface_nets(grid: Array, origin: Array, cell: float) -> tuple[Array, NDArray[np.int64]]:
     """Zero surface of grid values `(X, Y, Z)` as vertices `(V, 3)` and outward faces `(F, 3)`.
 
     One vertex in every cell that the surface crosses, at the mean of its edge crossings; one quad around every grid edge
     that the surface crosses, cut along its shorter diagonal.
     """
+    grid = _unambiguous(grid)
     inside = grid < 0
     cells = tuple(n - 1 for n in grid.shape)
     total, count = np.zeros((*cells, 3), np.float32), np.zeros(cells, np.int32)
@@ -71,13 +108,20 @@ def surface_nets(grid: Array, origin: Array, cell: float) -> tuple[Array, NDArra
     used = count > 0
     number[used] = np.arange(int(used.sum()))
     vertices = total[used] / count[used][:, None]
+    centred = vertices + origin / cell
     quads = []
     for around, outward in crossings:
         quad = number[tuple(np.moveaxis(around, -1, 0))]  # (N, 4)
         quads.append(np.where(outward[:, None], quad, quad[:, ::-1]))
     quad = np.concatenate(quads)
-    corner = vertices[quad]
-    short = ((corner[:, 0] - corner[:, 2]) ** 2).sum(-1) <= ((corner[:, 1] - corner[:, 3]) ** 2).sum(-1)
+    corner = centred[quad]
+    # of two equally long diagonals one is chosen by a rule that mirroring x does not change
+    rank = np.abs(corner[..., 0]) * 0.577 + corner[..., 1] * 0.731 + corner[..., 2] * 0.363
+    cost = [
+        ((corner[:, a] - corner[:, b]) ** 2).sum(-1) + 0.01 * np.maximum(rank[:, a], rank[:, b])
+        for a, b in ((0, 2), (1, 3))
+    ]
+    short = cost[0] <= cost[1]
     quad = np.where(short[:, None], quad, np.roll(quad, -1, 1))
     faces = np.concatenate([quad[:, [0, 1, 2]], quad[:, [0, 2, 3]]])
     return (origin + vertices * cell).astype(np.float32), faces

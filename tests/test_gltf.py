@@ -1,0 +1,243 @@
+"""GLB files: valid by Khronos' own validator, equal after a round trip, readable when other tools made them."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vadis import rotation
+from vadis.errors import FileError, SkeletonError, VadisError
+from vadis.io.gltf import MIXAMO_NAMES, load_glb, save_glb
+from vadis.motion import Motion
+from vadis.skeleton import Skeleton, smpl22
+
+pygltflib = pytest.importorskip("pygltflib", reason="needs the export extra")
+
+
+def wild(frames: int = 50, seed: int = 0, skeleton: Skeleton | None = None) -> Motion:
+    """Every joint turning about every axis, well past half a turn at the root."""
+    skeleton = skeleton or smpl22()
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.linspace(0, 1, frames)[:, None, None]
+    start, speed = (torch.randn(skeleton.num_joints, 3, generator=generator) for _ in range(2))
+    speed[0] = torch.tensor([0.0, 9.0, 0.0])
+    root = torch.tensor([0.3, 1.0, -0.2]) + t[:, 0] * torch.tensor([1.0, 0.1, 2.0])
+    return Motion(skeleton, root, rotation.from_rotvec(start + speed * t), 30.0, {"caption": "a person goes wild"})
+
+
+def document(path: Path):
+    return pygltflib.GLTF2().load(str(path))
+
+
+def write(path: Path, doc, arrays: dict[int, np.ndarray]) -> None:
+    """Append arrays to a document by hand, as another exporter would lay them out."""
+    data = bytearray()
+    kinds = {1: "SCALAR", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
+    for _, array in sorted(arrays.items()):
+        array = array.astype(np.float32).reshape(len(array), -1)
+        doc.bufferViews.append(pygltflib.BufferView(buffer=0, byteOffset=len(data), byteLength=array.nbytes))
+        doc.accessors.append(
+            pygltflib.Accessor(
+                bufferView=len(doc.bufferViews) - 1, componentType=5126, count=len(array), type=kinds[array.shape[1]],
+                min=array.min(0).tolist(), max=array.max(0).tolist(),
+            )
+        )  # fmt: skip
+        data += array.tobytes()
+    doc.buffers = [pygltflib.Buffer(byteLength=len(data))]
+    doc.set_binary_blob(bytes(data))
+    doc.save_binary(str(path))
+
+
+@pytest.fixture(scope="session")
+def validator():
+    """A function that validates a file with Khronos' gltf-validator (npm) and returns its issues."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node and the npm package gltf-validator")
+    environment = dict(os.environ)
+    folder = os.environ.get("VADIS_GLTF_VALIDATOR")
+    if folder:
+        environment["NODE_PATH"] = os.pathsep.join([folder, str(Path(folder) / "node_modules")])
+    probe = subprocess.run([node, "-e", "require('gltf-validator')"], env=environment, capture_output=True)
+    if probe.returncode:
+        pytest.skip(
+            "needs the npm package gltf-validator: install it anywhere and set VADIS_GLTF_VALIDATOR to that folder"
+        )
+    script = (
+        "const v=require('gltf-validator'),f=require('fs');v.validateBytes(new Uint8Array(f.readFileSync(process.argv[1])))"
+        ".then(r=>console.log(JSON.stringify(r.issues)))"
+    )
+
+    def validate(path: Path) -> dict:
+        done = subprocess.run(
+            [node, "-e", script, str(path)], env=environment, capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    return validate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"body": False}, {"t_pose_first_frame": True}, {"fps": 24.0}, {"name": "Ünicode 日本"}],
+    ids=str,
+)
+def test_khronos_validator_finds_nothing(validator, tmp_path, options):
+    issues = validator(save_glb(wild(), tmp_path / "wild.glb", **options))
+    assert issues["numErrors"] == 0 and issues["numWarnings"] == 0, issues["messages"]
+
+
+def test_single_frame_and_other_skeletons_validate(validator, tmp_path):
+    one = save_glb(wild(1), tmp_path / "one.glb")
+    stick = Skeleton(("a", "b", "c"), (-1, 0, 1), torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 1, 0]]), "stick",
+                     {2: torch.tensor([0.0, 0.5, 0.0])})  # fmt: skip
+    bones = save_glb(wild(10, skeleton=stick), tmp_path / "stick.glb", body=False)
+    for path in (one, bones):
+        issues = validator(path)
+        assert issues["numErrors"] == 0 and issues["numWarnings"] == 0, issues["messages"]
+
+
+@pytest.mark.parametrize("body", [True, False])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_round_trip(tmp_path, seed, body):
+    """Joints, rotations (twist included), rate, skeleton and notes come back; positions to a hundredth of a millimetre."""
+    motion = wild(seed=seed)
+    again = load_glb(save_glb(motion, tmp_path / "a.glb", body=body))
+    assert again.fps == motion.fps and again.num_frames == motion.num_frames
+    assert again.skeleton.name == "smpl22" and again.skeleton.same_tree(motion.skeleton)
+    assert again.meta["caption"] == "a person goes wild"
+    torch.testing.assert_close(again.skeleton.offsets, motion.skeleton.offsets, atol=1e-6, rtol=0)
+    torch.testing.assert_close(again.positions, motion.positions, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.rotations, motion.rotations, atol=1e-5, rtol=0)
+
+
+def test_any_skeleton_without_a_body(tmp_path, mini_bvh):
+    from vadis.io import load_motion
+
+    motion = load_motion(mini_bvh[0])
+    again = load_glb(save_glb(motion, tmp_path / "a.glb", body=False))
+    place = [again.skeleton.index(n) for n in motion.skeleton.names]
+    torch.testing.assert_close(again.positions[:, place], motion.positions, atol=1e-4, rtol=0)
+
+
+def test_rest_pose_is_a_t_pose_on_the_floor_with_mixamo_names(tmp_path):
+    doc = document(save_glb(wild(), tmp_path / "a.glb"))
+    names = [node.name for node in doc.nodes]
+    assert set(MIXAMO_NAMES) <= set(names) and MIXAMO_NAMES[0] == "mixamorig:Hips"
+    assert {"mixamorig:LeftUpLeg", "mixamorig:RightToeBase", "mixamorig:Spine2", "mixamorig:LeftForeArm"} <= set(names)
+    assert all(node.rotation is None and node.scale is None for node in doc.nodes)
+    position = doc.accessors[doc.meshes[0].primitives[0].attributes.POSITION]
+    assert position.min[1] == pytest.approx(0, abs=0.004) and 1.6 < position.max[1] < 1.85
+    assert position.max[0] == pytest.approx(-position.min[0], abs=2e-3)
+    assert doc.skins[0].joints == list(range(22))
+    assert doc.animations[0].name == "a person goes wild"
+
+
+def test_the_skinned_mesh_in_the_file_is_the_mannequin_posed(tmp_path):
+    """Skin the file's own arrays by glTF's rule (joint world × inverse bind) and compare with `Mannequin.pose`."""
+    from vadis.io.gltf import _Reader
+    from vadis.viewer.mannequin import build_mannequin
+
+    motion = wild(5)
+    reader = _Reader(save_glb(motion, tmp_path / "a.glb"))
+    doc, shape = reader.doc, reader.doc.meshes[0].primitives[0].attributes
+    points, joints, weights = (reader.array(n) for n in (shape.POSITION, shape.JOINTS_0, shape.WEIGHTS_0))
+    inverse = reader.array(doc.skins[0].inverseBindMatrices).reshape(-1, 4, 4).transpose(0, 2, 1)
+    world = np.tile(np.eye(4), (22, 1, 1))
+    world[:, :3, :3], world[:, :3, 3] = motion.global_rotations[3], motion.positions[3]
+    homogeneous = np.concatenate([points, np.ones((len(points), 1))], 1)
+    skin = (weights[..., None, None] * (world @ inverse)[joints.astype(int)]).sum(1)
+    expected, _ = build_mannequin(motion.skeleton).pose(motion, [3])
+    np.testing.assert_allclose((skin @ homogeneous[..., None])[:, :3, 0], expected[0], atol=2e-4)
+
+
+def test_t_pose_first_frame(tmp_path):
+    motion = wild()
+    path = save_glb(motion, tmp_path / "a.glb", t_pose_first_frame=True)
+    assert document(path).accessors[-1].count == motion.num_frames + 1
+    torch.testing.assert_close(load_glb(path).positions, motion.positions, atol=1e-5, rtol=0)  # dropped when read back
+    turn = np.frombuffer(document(path).binary_blob(), np.float32, 4, document(path).bufferViews[-1].byteOffset)
+    np.testing.assert_allclose(turn, [0, 0, 0, 1])
+
+
+def test_resampling(tmp_path):
+    motion = wild(61)
+    again = load_glb(save_glb(motion, tmp_path / "a.glb", fps=24))
+    assert again.fps == 24 and again.num_frames == 49
+    torch.testing.assert_close(again.positions, motion.resample(24).positions, atol=1e-5, rtol=0)
+    assert load_glb(tmp_path / "a.glb", fps=12).num_frames == 25
+
+
+def test_neighbouring_quaternions_never_jump(tmp_path):
+    from vadis.io.gltf import _Reader
+
+    reader = _Reader(save_glb(wild(), tmp_path / "a.glb"))
+    for sampler in reader.doc.animations[0].samplers[1:]:
+        keys = reader.array(sampler.output)
+        assert ((keys[1:] * keys[:-1]).sum(1) > 0).all()
+
+
+def test_mixamo_like_file(tmp_path):
+    """A centimetre armature, turned and scaled above the hips, bones whose rest rotations are not identities."""
+    doc = pygltflib.GLTF2(scene=0, scenes=[pygltflib.Scene(nodes=[0])], asset=pygltflib.Asset(version="2.0"))
+    half = float(np.sqrt(0.5))
+    doc.nodes = [
+        pygltflib.Node(name="Armature", scale=[0.01] * 3, rotation=[-half, 0, 0, half], children=[1]),
+        pygltflib.Node(name="mixamorig:Hips", translation=[0, 0, 100], rotation=[half, 0, 0, half], children=[2]),
+        pygltflib.Node(name="mixamorig:Spine", translation=[0, 20, 0], rotation=[0, 0, half, half], children=[3]),
+        pygltflib.Node(name="mixamorig:Neck", translation=[30, 0, 0]),
+    ]
+    doc.skins = [pygltflib.Skin(joints=[1, 2, 3])]
+    times = np.array([0, 0.5, 1.0])
+    hips = np.array([[0, 0, 100], [50, 0, 100], [100, 0, 120.0]])
+    bend = np.array([[0, 0, half, half], [0, 0, 0, 1], [0, 0, 0, 1.0]])
+    sampler, target = pygltflib.AnimationSampler, pygltflib.AnimationChannelTarget
+    doc.animations = [
+        pygltflib.Animation(
+            name="mixamo.com",
+            samplers=[sampler(input=0, output=1), sampler(input=0, output=2, interpolation="STEP")],
+            channels=[
+                pygltflib.AnimationChannel(sampler=0, target=target(node=1, path="translation")),
+                pygltflib.AnimationChannel(sampler=1, target=target(node=2, path="rotation")),
+            ],
+        )
+    ]
+    write(tmp_path / "m.glb", doc, {0: times, 1: hips, 2: bend})
+    motion = load_glb(tmp_path / "m.glb", animation="mixamo.com", fps=4)
+    assert motion.skeleton.names == ("mixamorig:Hips", "mixamorig:Spine", "mixamorig:Neck")
+    expected_rest = torch.tensor([[0, 0, 0], [0, 0.2, 0], [0, 0.3, 0]])
+    torch.testing.assert_close(motion.skeleton.offsets, expected_rest, atol=1e-6, rtol=0)
+    expected = torch.tensor([[[0, 1, 0], [0, 1.2, 0], [0, 1.5, 0]], [[0.25, 1, 0], [0.25, 1.2, 0], [0.25, 1.5, 0]],
+                             [[0.5, 1, 0], [0.5, 1.2, 0], [0.8, 1.2, 0]]])  # fmt: skip
+    torch.testing.assert_close(motion.positions[:3], expected, atol=1e-5, rtol=0)
+    assert load_glb(tmp_path / "m.glb").fps == 2  # the spacing of the keys
+    with pytest.raises(VadisError, match=r"mixamo\.com"):
+        load_glb(tmp_path / "m.glb", animation="run")
+
+
+def test_errors_say_what_to_do(tmp_path):
+    stick = wild(4, skeleton=Skeleton(("a", "b"), (-1, 0), torch.tensor([[0.0, 0, 0], [0, 1, 0]])))
+    with pytest.raises(SkeletonError, match=r"vadis\.retarget"):
+        save_glb(stick, tmp_path / "x.glb")
+    assert not (tmp_path / "x.glb").exists()
+    with pytest.raises(FileError, match="no file"):
+        load_glb(tmp_path / "x.glb")
+    for name, content in (("noise.glb", b"not a glb at all" * 8), ("empty.glb", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FileError, match=name):
+            load_glb(tmp_path / name)
+    whole = save_glb(wild(4), tmp_path / "whole.glb").read_bytes()
+    for size in (10, 30, len(whole) // 2, len(whole) - 40):
+        (tmp_path / "cut.glb").write_bytes(whole[:size])
+        with pytest.raises(FileError, match=r"cut\.glb"):
+            load_glb(tmp_path / "cut.glb")
+    doc = document(tmp_path / "whole.glb")
+    doc.animations = []
+    doc.save_binary(str(tmp_path / "still.glb"))
+    with pytest.raises(FileError, match="no animation"):
+        load_glb(tmp_path / "still.glb")
