@@ -22,6 +22,7 @@ from vadis.component import Component, build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.tokenizers.layers import (
     Activation,
+    BinomialSmoothing,
     HaarPatcher,
     HaarUnpatcher,
     Norm,
@@ -170,6 +171,8 @@ class FSQTokenizerConfig:
     """Values per channel, all groups one after the other."""
     groups: int = Field(default=1, ge=1)
     """Tokens per step; the vocabulary is the product of one group's levels."""
+    smoothing: int = Field(default=0, ge=0, le=8)
+    """Radius in frames of a fixed binomial filter over the decoder's output; 0 as published: none."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2 or math.prod(self.levels) >= 2**62:
@@ -195,6 +198,8 @@ class _Encoder(nn.Module):
         for _ in range(c.down_t):
             down = nn.Conv1d(c.width, c.width, 2 * c.stride_t, stride=c.stride_t, padding=c.stride_t // 2)
             layers.append(nn.Sequential(down, _stack(c)))
+        if not c.down_t:  # all shortening is the patcher's; the published layout would have no residual blocks then
+            layers.append(_stack(c))
         layers.append(nn.Conv1d(c.width, c.output_emb_width, c.kernel_size, padding=c.kernel_size // 2))
         self.model = nn.Sequential(*layers)
 
@@ -209,9 +214,12 @@ class _Decoder(nn.Module):
         for _ in range(c.down_t):
             up = nn.Upsample(scale_factor=c.stride_t, mode="nearest")
             layers.append(nn.Sequential(_stack(c), up, nn.Conv1d(c.width, c.width, 3, padding=1)))
+        if not c.down_t:
+            layers.append(_stack(c))
         layers += [nn.Conv1d(c.width, c.width, c.kernel_size, padding=c.kernel_size // 2), nn.ReLU()]
         layers.append(nn.Conv1d(c.width, c.feature_dim * c.patch_size, c.kernel_size, padding=c.kernel_size // 2))
         layers += [HaarUnpatcher(c.patch_size, c.patch_method)] if c.use_patcher else []
+        layers += [BinomialSmoothing(c.smoothing)] if c.smoothing else []
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -291,7 +299,9 @@ class FSQTokenizer(Component):
             reach += step * sum(c.dilation_growth_rate**i for i in range(c.depth)) * half
             step /= c.stride_t
             reach += step  # the convolution after an upsampling always has 3 taps
-        return math.ceil(reach + 2 * step * half)
+        if not c.down_t:
+            reach += sum(c.dilation_growth_rate**i for i in range(c.depth)) * half
+        return math.ceil(reach + 2 * step * half + c.smoothing / self.frames_per_token)
 
     def set_statistics(self, mean: Tensor | np.ndarray, std: Tensor | np.ndarray) -> None:
         """Set the normalisation, `(D,)` each. Raises ShapeError on another size, VadisError where std is not positive."""

@@ -119,3 +119,22 @@ class ResidualStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+class BinomialSmoothing(nn.Module):
+    """A fixed low-pass filter over time with binomial weights, `(B, C, T)` to the same shape; ends are repeated outward.
+
+    In the loop while training, it bounds the jitter of whatever a decoder puts out.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, radius: int) -> None:
+        super().__init__()
+        weights = torch.tensor([math.comb(2 * radius, k) for k in range(2 * radius + 1)], dtype=torch.float64)
+        self.radius = radius
+        self.register_buffer("kernel", (weights / weights.sum()).float()[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = F.pad(x.flatten(0, 1)[:, None], (self.radius, self.radius), mode="replicate")
+        return F.conv1d(flat, self.kernel.to(x.dtype)).view(x.shape)

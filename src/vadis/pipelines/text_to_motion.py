@@ -1,0 +1,323 @@
+"""A sentence in, a moving body out: text encoder, planner, generator, tokenizer, representation.
+
+Several samples are made of every prompt and the one that does best what the sentence says is kept: the planner scores
+the kinematics of each sample. Any length can be asked for; beyond the trained range the motion is continued window by
+window on its own last seconds.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import Tensor
+
+from vadis.errors import ModelError, VadisError
+from vadis.metrics.kinematics import kinematic_plan
+from vadis.motion import Motion
+
+MAX_SECONDS = 3600.0
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class GenerationConfig:
+    """Defaults of a pipeline's call; they travel with the model as `generation_config.json`."""
+
+    seconds: float = Field(default=5.0, gt=0)
+    """Length when none is asked for."""
+    samples: int = Field(default=1, ge=1)
+    """Candidates a prompt, of which the best is kept."""
+    temperature: float = Field(default=0.9, ge=0)
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float = Field(default=1.0, ge=0)
+    certain: float = Field(default=0.75, gt=0)
+    """Plan values whose standard deviation is below this (in units of the training data) condition the generator."""
+    roughness: float = Field(default=0.0, ge=0)
+    """Weight of jitter and foot slide, relative to the candidates' mean, against the planner's score."""
+    min_seconds: float = Field(default=1.0, gt=0)
+    max_seconds: float = Field(default=10.0, gt=0)
+    """Longest window the generator was trained on; longer motions are continued in windows."""
+    text_encoder: str = "minilm"
+
+
+@dataclass(frozen=True, eq=False)
+class TextToMotionOutput:
+    """What one call made; for a list of prompts every field but `timing` is a list in the same order."""
+
+    motion: Any
+    """Motion, rotations as the source of truth."""
+    features: Any
+    """(T, D) float32 in physical units."""
+    tokens: Any
+    """(S,) or (S, G) int64."""
+    stopped_by: Any
+    """"length" (as asked for), "end" (the model's own END) or "cap"."""
+    score: Any = None
+    """The planner's score of the kept sample, 0 at best; None without a planner."""
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds spent on text, tokens, decoding and choosing."""
+
+
+class TextToMotionPipeline:
+    """Prompts to motions. `vadis.load("vadis-mini")` gives one."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        generator: Any,
+        planner: Any | None = None,
+        text_encoder: Any | None = None,
+        config: GenerationConfig | None = None,
+    ) -> None:
+        from vadis.representations import representation
+
+        self.tokenizer, self.generator, self.planner = tokenizer, generator, planner
+        self.config = config or GenerationConfig()
+        self._text_encoder = text_encoder
+        self.representation = representation(tokenizer.representation)
+        if generator.config.nb_code != tokenizer.vocab_size or generator.config.groups != tokenizer.groups:
+            raise ModelError(
+                f"the generator speaks {generator.config.groups} × {generator.config.nb_code} codes, the tokenizer "
+                f"{tokenizer.groups} × {tokenizer.vocab_size}: they don't belong together."
+            )
+
+    # ---- parts
+
+    @property
+    def text_encoder(self) -> Any:
+        """The frozen text encoder, loaded when first needed."""
+        if self._text_encoder is None:
+            from vadis.generators.text import text_encoder
+
+            self._text_encoder = text_encoder(self.config.text_encoder)
+        return self._text_encoder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, device: Any = None, **overrides: Any) -> Self:
+        """Load a bundle folder; parts can be given as keywords (`text_encoder=` shares one among pipelines)."""
+        from vadis.component import build_config
+        from vadis.hub import load_bundle, read_json
+
+        folder = Path(folder)
+        parts = load_bundle(folder, dtype=dtype, device=device, **overrides)
+        page = folder / "generation_config.json"
+        config = build_config(GenerationConfig, read_json(page)) if page.is_file() else GenerationConfig()
+        encoder = parts.get("text_encoder")
+        encoder = None if isinstance(encoder, dict | list) else encoder
+        return cls(parts["tokenizer"], parts["generator"], parts.get("planner"), encoder, config)
+
+    def save_pretrained(self, folder: str | Path, card: str = "") -> None:
+        """Write the bundle: `model_index.json`, a folder a part, `generation_config.json`, and `card` as README.md."""
+        from vadis.hub import save_bundle, write_json
+
+        parts = {"tokenizer": self.tokenizer, "generator": self.generator}
+        if self.planner is not None:
+            parts["planner"] = self.planner
+        save_bundle(folder, "TextToMotionPipeline", parts | {"text_encoder": {"name": self.config.text_encoder}})
+        write_json(Path(folder) / "generation_config.json", asdict(self.config))
+        if card:
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+
+    # ---- the call
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seconds: float | Sequence[float] | None = None,
+        seed: int | None = None,
+        samples: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+    ) -> TextToMotionOutput:
+        """Make a motion of each prompt.
+
+        Args:
+            prompts: a sentence, or a list of them.
+            seconds: length, for all or each; met within one frame.
+            seed: prompt i of a list draws with seed + i; None draws anew every time.
+            samples: candidates a prompt, of which the best is kept.
+            temperature, top_k, top_p, guidance_scale: as in the generator; the model's own values by default.
+
+        Raises VadisError for empty or overlong prompts and for lengths that are not positive, or above an hour.
+        """
+        from vadis.generators.text import check_prompts
+
+        texts = check_prompts(prompts)
+        lengths = self._seconds(seconds, len(texts))
+        chosen = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale,
+        }  # fmt: skip
+        settings = {k: getattr(self.config, k) if v is None else v for k, v in chosen.items()}
+        count = self.config.samples if samples is None else int(samples)
+        if not 1 <= count <= 256:
+            raise VadisError(f"samples={samples}: give 1 to 256 candidates.")
+        if count > 1 and settings["temperature"] == 0:
+            count = 1  # greedy decoding makes the same candidate every time
+        first = int(torch.randint(2**31, (1,))) if seed is None else int(seed)
+        timing = {"text": 0.0, "tokens": 0.0, "decode": 0.0, "choose": 0.0}
+        clock = time.perf_counter()
+        text, text_lengths = self.text_encoder.encode(texts)
+        timing["text"] = time.perf_counter() - clock
+        results = [
+            self._one(text[i : i + 1, : int(text_lengths[i])], lengths[i], first + i, count, settings, timing)
+            for i in range(len(texts))
+        ]
+        for result, prompt in zip(results, texts, strict=True):
+            result["motion"] = result["motion"].replace(meta={"prompt": prompt})
+        timing = {k: round(v, 4) for k, v in timing.items()}
+        if isinstance(prompts, str):
+            return TextToMotionOutput(**results[0], timing=timing)
+        return TextToMotionOutput(**{k: [r[k] for r in results] for k in results[0]}, timing=timing)
+
+    def _seconds(self, seconds: float | Sequence[float] | None, count: int) -> list[float]:
+        if seconds is None:
+            seconds = self.config.seconds
+        values = [float(seconds)] * count if isinstance(seconds, int | float) else [float(s) for s in seconds]
+        if len(values) != count:
+            raise VadisError(f"{len(values)} lengths for {count} prompts: give one length, or one for each prompt.")
+        least = 1.0 / self.tokenizer.fps
+        for value in values:
+            if not (math.isfinite(value) and least <= value <= MAX_SECONDS):
+                raise VadisError(f"seconds={value:g}: a motion can last from {least:.2g} to {MAX_SECONDS:g} seconds.")
+        return values
+
+    def _one(
+        self, text: Tensor, seconds: float, seed: int, samples: int, settings: dict[str, Any], timing: dict[str, float]
+    ) -> dict[str, Any]:
+        """Candidates of one prompt, the best of them; `text` (1, L, C)."""
+        frames = max(1, round(seconds * self.tokenizer.fps))
+        steps = -(-max(frames, round(self.config.min_seconds * self.tokenizer.fps)) // self.tokenizer.frames_per_token)
+        clock = time.perf_counter()
+        rows, stopped = self._tokens(text, steps, seed, samples, settings)
+        timing["tokens"] += time.perf_counter() - clock
+        clock = time.perf_counter()
+        lengths = [len(r) for r in rows]
+        if len(set(lengths)) == 1:
+            decoded = self.tokenizer.decode(torch.stack(rows))
+        else:
+            decoded = [self.tokenizer.decode(r) for r in rows]
+        candidates = [d[:frames].float().cpu() for d in decoded]
+        motions = [self._motion(c) for c in candidates]
+        timing["decode"] += time.perf_counter() - clock
+        clock = time.perf_counter()
+        best, score = self._choose(text, motions, seconds)
+        timing["choose"] += time.perf_counter() - clock
+        return {"motion": motions[best], "features": candidates[best], "tokens": rows[best], "stopped_by": stopped[best],
+                "score": score}  # fmt: skip
+
+    def _plan(self, text: Tensor, seconds: float) -> dict[str, Tensor]:
+        if self.planner is None or not self.generator.config.plan_dim:
+            return {}
+        lengths = torch.tensor([text.shape[1]])
+        plan, mask = self.planner.plan(text, lengths, torch.tensor([seconds]), self.config.certain)
+        return {"plan": plan, "plan_mask": mask}
+
+    def _tokens(
+        self, text: Tensor, steps: int, seed: int, samples: int, settings: dict[str, Any]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Token rows of `samples` candidates; windows beyond the trained range go on from the last two seconds."""
+        fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
+        room = self.generator.config.block_size - text.shape[1] - self.generator.config.plan_tokens
+        window = max(1, min(int(self.config.max_seconds * fps) // per_token, room))
+        overlap = min(round(2.0 * fps / per_token), window // 2)
+        done = min(steps, window)
+        told = self.generator.config.length_conditioning
+        limit = {"num_tokens": done} if told or steps > window else {"num_tokens": steps}
+        conditions = self._plan(text, done * per_token / fps)
+        rows, stopped = self.generator.generate(
+            text, torch.tensor([text.shape[1]]), **limit, **settings, **conditions, samples_per_row=samples, seed=seed
+        )
+        many = text.expand(samples, -1, -1)
+        counts = torch.full((samples,), text.shape[1])
+        while done < steps:
+            more = min(steps - done, window - overlap)
+            conditions = {k: v.expand(samples, -1, -1) for k, v in self._plan(text, (overlap + more) * per_token / fps).items()}
+            history = [row[-overlap:] for row in rows]
+            seeds = [seed + 7919 * done + 104729 * k for k in range(samples)]
+            new, stopped = self.generator.generate(
+                many, counts, num_tokens=more, **settings, **conditions, history=history, seed=seeds
+            )
+            rows = [torch.cat([a, b]) for a, b in zip(rows, new, strict=True)]
+            done += more
+        return rows, list(stopped)
+
+    def _motion(self, features: Tensor) -> Motion:
+        """Features to a motion whose feet are on the floor (5 % quantile of the lowest joint at height 0)."""
+        motion = self.representation.decode(features, source="rotations")
+        lowest = motion.positions[..., 1].min(dim=1).values.quantile(0.05)
+        return motion.replace(root=motion.root - torch.tensor([0.0, float(lowest), 0.0]))
+
+    def _choose(self, text: Tensor, motions: list[Motion], seconds: float) -> tuple[int, float | None]:
+        if self.planner is None or motions[0].num_frames < 8:
+            return 0, None
+        plans = torch.stack([kinematic_plan(m.positions, m.fps) for m in motions])
+        score = self.planner.score(text, torch.tensor([text.shape[1]]), torch.tensor([seconds]), plans[None])[0]
+        total = score
+        if self.config.roughness and len(motions) > 1:
+            rough = torch.tensor([_roughness(m) for m in motions])
+            total = score - self.config.roughness * (rough / rough.mean(0)).mean(-1)
+        best = int(total.argmax())
+        return best, round(float(score[best]), 4)
+
+    # ---- streaming
+
+    def stream(
+        self, prompts: str | Sequence[str], *, seconds: float | None = None, seed: int = 0, **settings: Any
+    ) -> Iterator[Tensor]:
+        """Yield features `(n, D)` as they become final; prompts follow one another, each for `seconds`.
+
+        A decoded frame is final once the tokens that it depends on exist, so frames come with a short delay.
+        """
+        from vadis.generators.text import check_prompts
+
+        texts = check_prompts(prompts)
+        lengths = self._seconds(seconds, len(texts))
+        names = ("temperature", "top_k", "top_p", "guidance_scale")
+        chosen = {k: settings.get(k) if settings.get(k) is not None else getattr(self.config, k) for k in names}
+        reach, per_token = self.tokenizer.receptive_tokens, self.tokenizer.frames_per_token
+        overlap = round(2.0 * self.tokenizer.fps / per_token)
+        tokens: list[Tensor] = []
+        sent = 0
+        text, text_lengths = self.text_encoder.encode(texts)
+        for i in range(len(texts)):
+            part = text[i : i + 1, : int(text_lengths[i])]
+            steps = -(-round(lengths[i] * self.tokenizer.fps) // per_token)
+            options: dict[str, Any] = self._plan(part, lengths[i])
+            if tokens:
+                options["history"] = [torch.stack(tokens[-overlap:])]
+            for step in self.generator.stream(
+                part, torch.tensor([part.shape[1]]), num_tokens=steps, **chosen, **options, seed=seed + i
+            ):
+                tokens.append(step.tokens[0])
+                final = len(tokens) - reach
+                if final > sent:
+                    yield self._final(tokens, sent, final)
+                    sent = final
+        yield self._final(tokens, sent, len(tokens))
+
+    def _final(self, tokens: list[Tensor], start: int, stop: int) -> Tensor:
+        """Frames of tokens `start` to `stop`, decoded with all the context that they depend on."""
+        reach, per_token = self.tokenizer.receptive_tokens, self.tokenizer.frames_per_token
+        first = max(0, start - reach)
+        decoded = self.tokenizer.decode(torch.stack(tokens[first : stop + reach]))
+        return decoded[(start - first) * per_token : (stop - first) * per_token]
+
+
+def _roughness(motion: Motion) -> list[float]:
+    """Jitter (m/s³) and toe slide (m/s) of a motion, plus small constants that keep quiet motions from mattering."""
+    p = motion.positions
+    jitter = float(torch.diff(p, n=3, dim=0).norm(dim=-1).mean()) * motion.fps**3
+    toes = p[:, [10, 11]]
+    step = torch.diff(toes, dim=0) * motion.fps
+    down = toes[:-1, :, 1] < 0.05
+    slide = float(step[..., [0, 2]].norm(dim=-1)[down].mean()) if bool(down.any()) else 0.0
+    return [jitter + 10.0, slide + 0.05]
