@@ -172,6 +172,8 @@ class TokenData:
     """Probability that the whole plan is hidden; otherwise each value is, at a rate drawn per row."""
     plan_dropout_without_text: float = Field(default=0.5, ge=0, le=1)
     """The same for rows with the null prompt, so that guidance can be against nothing or against the plan alone."""
+    plan_noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of noise on plan values, in units of the training data: a planner's values are not exact."""
     length_dropout: float = Field(default=0.0, ge=0, le=1)
     """Probability that a row does not know its length."""
     corrupt: float = Field(default=0.0, ge=0, le=1)
@@ -248,6 +250,8 @@ class GeneratorTask(Task):
             shape = batch["plan_mask"].shape
             hidden = torch.rand(shape, generator=generator) < torch.rand(rows, 1, 1, generator=generator)
             batch["plan_mask"] = batch["plan_mask"] & ~hidden
+            if data.plan_noise:
+                batch["plan"] = batch["plan"] + data.plan_noise * torch.randn(shape, generator=generator)
             share = torch.where(no_text, data.plan_dropout_without_text, data.plan_dropout)
             batch["drop_plan"] = torch.rand(rows, generator=generator) < share
         return batch
