@@ -102,9 +102,11 @@ class TextToMotionPipeline:
     def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, device: Any = None, **overrides: Any) -> Self:
         """Load a bundle folder; parts can be given as keywords (`text_encoder=` shares one among pipelines)."""
         from vadis.component import build_config
-        from vadis.hub import load_bundle, read_json
+        from vadis.hub import load_bundle, pick_device, read_json
 
         folder = Path(folder)
+        if dtype is None and pick_device(device).type == "cpu":
+            dtype = "float32"  # weights may be stored in half precision, which a CPU computes slowly
         parts = load_bundle(folder, dtype=dtype, device=device, **overrides)
         page = folder / "generation_config.json"
         config = build_config(GenerationConfig, read_json(page)) if page.is_file() else GenerationConfig()
