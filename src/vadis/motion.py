@@ -82,12 +82,15 @@ class Motion:
         return replace(self, **changes)
 
     def resample(self, fps: float) -> "Motion":
-        """The motion at another frame rate: linear root path, slerp for rotations, the first frame kept."""
+        """The motion at another frame rate: linear root path, slerp for rotations, the first frame kept.
+
+        The last frame is the last moment of the new rate that lies within the motion; nothing is made up beyond it.
+        """
         if not fps > 0:
             raise VadisError(f"frames per second must be positive; got {fps}.")
         if abs(fps - self.fps) < 1e-6 * fps:
             return self.replace(fps=float(fps))
-        count = int(round((self.num_frames - 1) * fps / self.fps + 1e-9)) + 1
+        count = int((self.num_frames - 1) * fps / self.fps + 1e-4) + 1  # 1e-4: rates such as 119.88 are rounded in files
         where = (torch.arange(count, dtype=torch.float64) * (self.fps / fps)).clamp(max=self.num_frames - 1)
         low = where.floor().long().clamp(max=max(self.num_frames - 2, 0))
         high = (low + 1).clamp(max=self.num_frames - 1)
@@ -119,11 +122,11 @@ class Motion:
         return self.replace(root=root, rotations=self.rotations[start:stop])
 
     def mirror(self) -> "Motion":
-        """Swap left and right: reflect the world in x and exchange the joints of either side."""
+        """Swap left and right: reflect the world in x and exchange the joints of either side, bone lengths included."""
         swap = self.skeleton.mirror_indices
         flip = torch.tensor([-1.0, 1.0, 1.0])
         rotations = self.rotations[:, swap] * flip[:, None] * flip
-        return self.replace(root=self.root * flip, rotations=rotations)
+        return self.replace(skeleton=self.skeleton.mirror(), root=self.root * flip, rotations=rotations)
 
     def retime(self, speed: float) -> "Motion":
         """Play faster (`speed` > 1) or slower at an unchanged frame rate."""
@@ -140,6 +143,8 @@ class Motion:
 
         Raises SkeletonError or VadisError when trees or frame rates differ or a part is shorter than its blends.
         """
+        if blend < 0:
+            raise VadisError(f"blend={blend}: give the frames of overlap, 0 or more.")
         if not motions:
             raise VadisError("nothing to concatenate: give at least one motion.")
         result = motions[0]

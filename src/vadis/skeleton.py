@@ -5,9 +5,11 @@
 from the CMU recordings, made left-right symmetric. No licensed body model is involved.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,23 +24,17 @@ SMPL22_NAMES = (
 SMPL22_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19)
 
 
-def _mirror_name(name: str) -> str:
-    for left, right in (("left", "right"), ("Left", "Right"), ("L_", "R_"), ("l_", "r_")):
-        if left in name:
-            return name.replace(left, right, 1)
-        if right in name:
-            return name.replace(right, left, 1)
-    for left, right in (("_L", "_R"), ("_l", "_r")):
-        if name.endswith(left):
-            return name[: -len(left)] + right
-        if name.endswith(right):
-            return name[: -len(right)] + left
-    for left, right in (("l", "r"), ("L", "R")):  # Daz and ASF names: lShldr, rShldr, lfemur, rfemur, LThumb
-        if name[:1] == left:
-            return right + name[1:]
-        if name[:1] == right:
-            return left + name[1:]
-    return name
+def _mirror_names(name: str) -> list[str]:
+    """What the left-right counterpart of a joint may be called, the surest guess first."""
+    guesses = []
+    for left, right in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")):
+        guesses += [name.replace(a, b, 1) for a, b in ((left, right), (right, left)) if a in name]
+    swap = {"l": "r", "r": "l", "L": "R", "R": "L"}
+    for letter in re.finditer(r"(?<![A-Za-z])[lLrR](?![A-Za-z])", name):  # hand_l, thigh.L, L_Hip, Bip01 L Hand
+        guesses.append(name[: letter.start()] + swap[letter.group()] + name[letter.end() :])
+    if name[:1] in swap:  # Daz and ASF names: lShldr, rShldr, lfemur, rfemur, LThumb
+        guesses.append(swap[name[0]] + name[1:])
+    return guesses
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +86,36 @@ class Skeleton:
         return tuple(tuple(c for c, p in enumerate(self.parents) if p == j) for j in range(self.num_joints))
 
     @cached_property
-    def levels(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Joints grouped by depth below the root as (joints, parents) index tensors: one batched step per level."""
+    def _levels(self) -> tuple[Tensor, list[int], list[Tensor], Tensor]:
+        """The tree level by level below the root, for one batched step per level.
+
+        The joints in that order, the size of every level, where the parents of each level stand within the level above,
+        and the place of every joint in that order.
+        """
         depth = [0] * self.num_joints
         for j, p in enumerate(self.parents[1:], start=1):
             depth[j] = depth[p] + 1
-        groups = []
-        for d in range(1, max(depth) + 1):
-            joints = [j for j in range(self.num_joints) if depth[j] == d]
-            groups.append((torch.tensor(joints), torch.tensor([self.parents[j] for j in joints])))
-        return tuple(groups)
+        levels = [[j for j in range(self.num_joints) if depth[j] == d] for d in range(max(depth) + 1)]
+        order = [j for level in levels for j in level]
+        ups = [torch.tensor([above.index(self.parents[j]) for j in level]) for above, level in pairwise(levels)]
+        place = torch.tensor(order).argsort()
+        return torch.tensor(order), [len(level) for level in levels], ups, place
+
+    @cached_property
+    def _ancestors(self) -> Tensor:
+        """`(J, J - 1)`: 1 where bone j (from its parent to joint j + 1) lies on the way from the root to the joint."""
+        table = torch.zeros(self.num_joints, self.num_joints - 1)
+        for j, p in enumerate(self.parents[1:], start=1):
+            table[j] = table[p]
+            table[j, j - 1] = 1
+        return table
 
     @cached_property
     def mirror_indices(self) -> Tensor:
         """For every joint the index of its left-right counterpart (itself when it has none)."""
         place = {n: j for j, n in enumerate(self.names)}
-        return torch.tensor([place.get(_mirror_name(n), j) for j, n in enumerate(self.names)])
+        guesses = [[place[m] for m in _mirror_names(n) if m in place] for n in self.names]
+        return torch.tensor([found[0] if found else j for j, found in enumerate(guesses)])
 
     @cached_property
     def rest_positions(self) -> Tensor:
@@ -124,11 +134,22 @@ class Skeleton:
         return float(heights.max() - heights.min())
 
     def global_rotations(self, rotations: Tensor) -> Tensor:
-        """Local rotations `(..., J, 3, 3)` to world rotations of the same shape."""
-        world = rotations.clone()
-        for joints, parents in self.levels:
-            world[..., joints, :, :] = world[..., parents, :, :] @ rotations[..., joints, :, :]
-        return world
+        """Local rotations `(..., J, 3, 3)` to world rotations of the same shape, in general a strided view.
+
+        Frames come last in memory while the levels are multiplied: products of many small matrices are several times
+        slower as batched matmuls than as a few long vector operations.
+        """
+        order, sizes, ups, place = self._levels
+        device = rotations.device
+        x = rotations.reshape(-1, self.num_joints, 3, 3).permute(1, 2, 3, 0).index_select(0, order.to(device))
+        local = x.split(sizes)  # each (joints of the level, 3, 3, N)
+        world = [local[0]]
+        for up, mine in zip(ups, local[1:], strict=True):
+            above = world[-1].index_select(0, up.to(device))
+            product = above[:, :, 0, None] * mine[:, None, 0]
+            product = torch.addcmul(product, above[:, :, 1, None], mine[:, None, 1])
+            world.append(torch.addcmul(product, above[:, :, 2, None], mine[:, None, 2]))
+        return torch.cat(world).index_select(0, place.to(device)).permute(3, 0, 1, 2).reshape(rotations.shape)
 
     def local_rotations(self, world: Tensor) -> Tensor:
         """World rotations `(..., J, 3, 3)` to local ones: the inverse of `global_rotations`."""
@@ -141,13 +162,15 @@ class Skeleton:
         Units are those of the offsets (metres). Pass `world` when the global rotations are known already.
         """
         world = self.global_rotations(rotations) if world is None else world
-        offsets = self.offsets.to(world)
+        count = self.num_joints
         parents = torch.tensor(self.parents[1:], dtype=torch.long, device=world.device)
-        bones = (world[..., parents, :, :] @ offsets[1:, :, None])[..., 0]  # (..., J - 1, 3)
-        positions = torch.cat([root[..., None, :], bones], dim=-2)
-        for joints, up in self.levels:
-            positions[..., joints, :] = positions[..., joints, :] + positions[..., up, :]
-        return positions
+        turn = world.reshape(-1, count, 3, 3).permute(1, 2, 3, 0).index_select(0, parents)  # (J - 1, 3, 3, N)
+        offsets = self.offsets.to(world)[1:, :, None, None]
+        bones = turn[:, :, 0] * offsets[:, 0]
+        bones = torch.addcmul(bones, turn[:, :, 1], offsets[:, 1])
+        bones = torch.addcmul(bones, turn[:, :, 2], offsets[:, 2])
+        places = (self._ancestors.to(world) @ bones.flatten(1)).reshape(count, 3, -1).permute(2, 0, 1)
+        return places.reshape(*world.shape[:-2], 3) + root[..., None, :]
 
     def tips(self, positions: Tensor, world: Tensor) -> Tensor:
         """World positions `(..., E, 3)` of the end sites, E in the order of `end_sites`."""
@@ -160,6 +183,16 @@ class Skeleton:
     def with_offsets(self, offsets: Tensor) -> "Skeleton":
         """The same tree with other rest offsets `(J, 3)` in metres."""
         return Skeleton(self.names, self.parents, offsets, self.name, self.end_sites)
+
+    def mirror(self) -> "Skeleton":
+        """The reflected body: left bones as long as the right ones were; a symmetric skeleton stays itself."""
+        swap, flip = self.mirror_indices, torch.tensor([-1.0, 1.0, 1.0])
+        offsets = self.offsets[swap] * flip.to(self.offsets)
+        tips = {int(swap[j]): tip * flip.to(tip) for j, tip in self.end_sites.items()}
+        same_tips = tips.keys() == self.end_sites.keys() and all(torch.equal(t, self.end_sites[j]) for j, t in tips.items())
+        if torch.equal(offsets, self.offsets) and same_tips:
+            return self
+        return Skeleton(self.names, self.parents, offsets, self.name, tips)
 
     def same_tree(self, other: "Skeleton") -> bool:
         """Whether names and parents agree (offsets may differ)."""

@@ -14,9 +14,13 @@ from vadis.metrics.kinematics import ATTRIBUTES
 
 _SWAPS = {"left": "right", "clockwise": "counterclockwise", "counterclockwise": "clockwise", "leftward": "rightward", "leftwards": "rightwards",
           "left-hand": "right-hand", "left-handed": "right-handed", "anticlockwise": "clockwise",
-          "counter-clockwise": "clockwise", "lefty": "righty"}  # fmt: skip
+          "counter-clockwise": "clockwise", "counter clockwise": "clockwise", "anti-clockwise": "clockwise",
+          "lefty": "righty", "leftmost": "rightmost", "lefthand": "righthand"}  # fmt: skip
 _SWAPS |= {b: a for a, b in list(_SWAPS.items()) if b not in _SWAPS}
-_WORD = re.compile(r"\b(" + "|".join(sorted(_SWAPS, key=len, reverse=True)) + r")\b", re.IGNORECASE)
+_WORD = re.compile(
+    r"\b(" + "|".join(sorted(_SWAPS, key=len, reverse=True)) + r")\b(?![ -]angle)",
+    re.IGNORECASE,
+)  # a right angle stays one
 
 
 def mirror_text(text: str) -> str:
@@ -24,6 +28,8 @@ def mirror_text(text: str) -> str:
 
     def swap(match: re.Match[str]) -> str:
         word = _SWAPS[match.group(0).lower()]
+        if match.group(0).isupper():
+            return word.upper()
         return word.capitalize() if match.group(0)[0].isupper() else word
 
     return _WORD.sub(swap, text)
@@ -31,8 +37,8 @@ def mirror_text(text: str) -> str:
 
 _SUBJECTS = ("a person", "someone", "the man", "a man", "the woman", "a figure", "the person", "somebody", "a human",
              "the character", "he", "she", "a dancer", "this person")  # fmt: skip
-_DOUBLING = {"run", "jog", "hop", "sit", "spin", "squat", "step", "stop", "swing", "get", "cut", "bend", "put", "skip"}
-_KEEP_SINGLE = {"step", "swing", "bend"}
+_DOUBLING = {"run", "jog", "hop", "sit", "spin", "squat", "step", "sidestep", "side-step", "stop", "get", "cut", "put", "skip",
+             "trot", "jab", "hit", "drop"}  # fmt: skip
 
 # Phrases are in the base form, one verb first; further verbs of the same phrase follow "and" or "then".
 _WALK = ("walk forward", "walk ahead", "walk straight ahead", "take several steps forward", "step forward", "stroll forward",
@@ -41,7 +47,7 @@ _WALK = ("walk forward", "walk ahead", "walk straight ahead", "take several step
 _SLOW = ("walk slowly", "walk forward slowly", "stroll", "take slow steps forward", "wander forward unhurriedly",
          "walk at a leisurely pace", "amble ahead", "walk calmly forward", "move forward slowly")  # fmt: skip
 _BRISK = ("walk quickly", "walk briskly", "stride forward", "walk fast", "hurry forward", "walk at a fast pace",
-          "power walk ahead", "walk with quick long steps", "stride briskly ahead")  # fmt: skip
+          "power-walk ahead", "walk with quick long steps", "stride briskly ahead")  # fmt: skip
 _RUN = ("run", "run forward", "run straight ahead", "sprint", "run fast", "dash forward", "race ahead", "sprint forward",
         "run quickly", "run at full speed", "rush forward")  # fmt: skip
 _JOG = ("jog", "jog forward", "jog ahead", "run at an easy pace", "run slowly", "trot forward", "jog in a straight line",
@@ -51,13 +57,14 @@ _BACK = ("walk backward", "walk backwards", "step back", "take a few steps back"
          "move back")  # fmt: skip
 _SIDE = ("sidestep to the {d}", "step sideways to the {d}", "move sideways to the {d}", "shuffle to the {d}", "step to the {d}",
          "go sideways to the {d}", "shift over to the {d} side", "walk sideways to the {d}", "slide to the {d}",
-         "take side steps to the {d}", "move to the {d}", "side step {d}")  # fmt: skip
+         "take side steps to the {d}", "move to the {d}", "side-step {d}")  # fmt: skip
 _TURN = ("turn {d}", "turn to the {d}", "make a {d} turn", "rotate to the {d}", "pivot to the {d}", "turn {w}",
          "swing around to the {d}", "face {d}", "turn toward the {d}", "take a {d} turn")  # fmt: skip
 _TURN_WALK = ("walk and turn {d}", "turn {d} while walking", "curve to the {d}", "veer to the {d}", "walk along a curve to the {d}",
               "walk forward and turn to the {d}", "walk while turning {d}", "bend to the {d} while walking",
               "walk ahead and bear {d}", "walk in an arc to the {d}", "go around a corner to the {d}", "walk forward then turn {d}",
               "make a {d} turn while walking")  # fmt: skip
+_TURN_RUN = tuple(w.replace("walking", "running").replace("walk", "run") for w in _TURN_WALK)
 _UTURN = ("turn around", "turn around to the {d}", "make a U-turn to the {d}", "turn back", "do a half turn to the {d}",
           "turn 180 degrees to the {d}", "turn around {w}", "face the other way", "spin around to face backward")  # fmt: skip
 _WALK_BACK = ("walk forward, turn around and walk back", "turn around and walk the other way", "walk ahead, turn and come back",
@@ -70,7 +77,7 @@ _SPIN = ("spin around", "spin to the {d}", "spin {w}", "turn all the way around"
          "whirl around", "spin on the spot")  # fmt: skip
 _STILL = ("stand still", "stand", "stand in place", "wait", "remain still", "stay put", "stand quietly",
           "stand motionless", "hold still", "stay in place without moving", "pause", "keep standing", "stand idle",
-          "stand calmly", "just stand there")  # fmt: skip
+          "stand calmly", "stand around")  # fmt: skip
 _JUMP = ("jump", "jump up", "jump into the air", "leap up", "hop", "jump up and down", "leap into the air", "spring upward",
          "jump off the ground", "jump high", "bounce", "hop up", "do a jump", "jump vertically", "jump in place")  # fmt: skip
 _JUMP_FORWARD = ("jump forward", "leap forward", "do a long jump", "hop forward", "jump ahead", "take a big jump forward",
@@ -128,12 +135,12 @@ def _third_person(verb: str) -> str:
 def _gerund(verb: str) -> str:
     if verb in ("lie", "be"):
         return {"lie": "lying", "be": "being"}[verb]
-    if verb in _DOUBLING and verb not in _KEEP_SINGLE:
+    if verb in _DOUBLING:
         return verb + verb[-1] + "ing"
     return (verb[:-1] if verb.endswith("e") and not verb.endswith("ee") else verb) + "ing"
 
 
-_VERBS = {"walk", "turn", "come", "keep", "return", "go", "bear"}
+_VERBS = {"walk", "run", "turn", "come", "keep", "return", "go", "bear"}
 
 
 def _inflect(phrase: str, form: Callable[[str], str]) -> str:
@@ -176,7 +183,7 @@ def facts(row: Tensor) -> list[tuple[float, str, tuple[str, ...], float]]:
         if running:
             found.append((2.0, "run", _RUN if forward > 2.7 else _JOG, 0))
             if turning:
-                found.append((1.5, "turn", tuple(w.replace("walk", "run") for w in _TURN_WALK), yaw))
+                found.append((1.5, "turn", _TURN_RUN, yaw))
         elif forward > 0.25 and abs(forward) >= abs(left):
             if abs(yaw) > 4.7:
                 found.append((3.0, "circle", _CIRCLE, yaw))
