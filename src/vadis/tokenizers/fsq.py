@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vadis.checkpoint import load_strictly
 from vadis.component import Component, build_config
 from vadis.errors import ModelError, ShapeError, VadisError
+from vadis.tokenizers.kinematic_loss import KINEMATIC_WEIGHTS, kinematic_losses
 from vadis.tokenizers.layers import (
     Activation,
     BinomialSmoothing,
@@ -324,15 +325,20 @@ class FSQTokenizer(Component):
     def _decode(self, quantised: Tensor) -> Tensor:
         return self.decoder(quantised.to(self.mean.dtype).transpose(1, 2)).transpose(1, 2)
 
-    def loss(self, x: Tensor, **weights: float) -> tuple[dict[str, Tensor], FSQOutput]:
-        """Reconstruction loss of normalised windows `(B, T, D)`; `weights` as in `reconstruction_losses`.
+    def loss(self, x: Tensor, **weights: Any) -> tuple[dict[str, Tensor], FSQOutput]:
+        """Reconstruction loss of normalised windows `(B, T, D)`; the published one unless `weights` say otherwise.
 
-        Returns the terms ("total" is the one to minimise) and the output they were computed from.
+        `weights` are those of `reconstruction_losses` and `kinematic_losses`. Returns the terms ("total" is the one to
+        minimise) and the output they were computed from.
         """
         output = self(x)
         made = output.reconstruction.float()
         target = x[:, : made.shape[1]].float()
+        posed = {name: weights.pop(name) for name in KINEMATIC_WEIGHTS if name in weights}
         terms = reconstruction_losses(target, made, self.representation, mean=self.mean, std=self.std, **weights)
+        if any(posed.values()):
+            further = kinematic_losses(target, made, self.mean, self.std, self.representation, **posed)
+            terms = terms | further | {"total": terms["total"] + further["total"]}
         return terms, output
 
     @torch.no_grad()

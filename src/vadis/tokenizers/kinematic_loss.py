@@ -1,7 +1,8 @@
 """Forward kinematics as a reconstruction loss: the pose that the decoded joint rotations give, not the numbers themselves.
 
 A rotation error of two degrees is small as a feature and three centimetres at the ankle. Corpora of vadis share one
-skeleton, so the rotations of a decoded ms272 window can be posed and compared with the target's joint positions.
+skeleton, so the rotations of a decoded ms272 window can be posed and compared with the target's joint positions. The
+root is integrated over a clip, where small errors of one sign add up: the pooled root term sees what a frame does not.
 """
 
 import torch
@@ -9,10 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vadis import rotation
+from vadis.errors import ModelError
 from vadis.skeleton import Skeleton, smpl22
 
+POOLS = (8, 32, 64)
+"""Frames over which the root error is averaged."""
+
+KINEMATIC_WEIGHTS = ("posed_position_weight", "posed_velocity_weight", "pooled_root_weight")
+"""Names of the weights of `kinematic_losses`."""
+
 _SKELETON = smpl22()
-_HEIGHT, _POSITIONS, _ROTATIONS = 9, slice(8, 74), slice(140, 272)
+_ROOT, _HEIGHT, _POSITIONS = slice(0, 8), 9, slice(8, 74)
+_VELOCITIES, _ROTATIONS = slice(74, 140), slice(140, 272)
 
 
 def posed_joints(features: Tensor, skeleton: Skeleton = _SKELETON) -> Tensor:
@@ -31,8 +40,60 @@ def posed_joints(features: Tensor, skeleton: Skeleton = _SKELETON) -> Tensor:
     return torch.stack(joints, dim=-2)
 
 
-def kinematic_loss(target: Tensor, output: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """SmoothL1 between posed joints of `output` and stored joints of `target`, both normalised `(B, T, 272)`, in position stds."""
-    posed = posed_joints(output.float() * std + mean).flatten(-2)
-    real = target[..., _POSITIONS] * std[_POSITIONS] + mean[_POSITIONS]
-    return F.smooth_l1_loss(posed / std[_POSITIONS], real / std[_POSITIONS])
+def pooled_error(error: Tensor, pools: tuple[int, ...] = POOLS) -> Tensor:
+    """SmoothL1 of sqrt(k) times the errors `(B, T, D)` averaged over k frames (half overlapping), summed over `pools`.
+
+    Errors that are independent from frame to frame count alike for every k; those of one sign, which an integrated path
+    piles up, count k times as much. Pools longer than the window are left out.
+    """
+    rows, total = error.transpose(1, 2), error.new_zeros(())
+    for k in pools:
+        if k <= error.shape[1]:
+            pooled = F.avg_pool1d(rows, k, max(k // 2, 1)) * k**0.5
+            total = total + F.smooth_l1_loss(pooled, torch.zeros_like(pooled))
+    return total
+
+
+def kinematic_losses(
+    target: Tensor,
+    output: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    representation: str = "ms272",
+    *,
+    posed_position_weight: float = 0.0,
+    posed_velocity_weight: float = 0.0,
+    pooled_root_weight: float = 0.0,
+) -> dict[str, Tensor]:
+    """SmoothL1 terms between normalised ms272 windows `(B, T, 272)`, each times its weight in "total".
+
+    "posed_positions" compares joints posed by the output's rotations with the target's stored joints, in units of the
+    position std; "posed_velocities" their frame differences, in units of the velocity std; "pooled_root" is
+    `pooled_error` of the root block. A term of weight 0 is not computed. Raises ModelError for other representations.
+    """
+    weights = {
+        "posed_positions": posed_position_weight,
+        "posed_velocities": posed_velocity_weight,
+        "pooled_root": pooled_root_weight,
+    }
+    used = [name for name, weight in weights.items() if weight]
+    if used and representation != "ms272":
+        raise ModelError(
+            f"the loss terms {', '.join(used)} are defined for ms272, not for {representation}: set their weights to 0."
+        )
+    terms: dict[str, Tensor] = {}
+    with torch.autocast(output.device.type, enabled=False):  # bf16 rotations would pose joints centimetres off
+        target, output = target.float(), output.float()
+        if posed_position_weight or posed_velocity_weight:
+            posed = posed_joints(output * std + mean).flatten(-2)
+            stored = target[..., _POSITIONS] * std[_POSITIONS] + mean[_POSITIONS]
+            error, unit = posed - stored, std[_POSITIONS]
+            if posed_position_weight:
+                terms["posed_positions"] = F.smooth_l1_loss(error / unit, torch.zeros_like(error))
+            if posed_velocity_weight:
+                change = error.diff(dim=1) / std[_VELOCITIES]
+                terms["posed_velocities"] = F.smooth_l1_loss(change, torch.zeros_like(change))
+        if pooled_root_weight:
+            terms["pooled_root"] = pooled_error((output - target)[..., _ROOT])
+        total = sum((weights[name] * term for name, term in terms.items()), output.new_zeros(()))
+    return {"total": total, **terms}

@@ -3,6 +3,7 @@
 The published MotionMillion loss is SmoothL1 (beta 1, mean) over all features plus half of it on the joint positions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,8 @@ def reconstruction_losses(
     output: Tensor,
     representation: str = "ms272",
     *,
+    feature_weight: float = 1.0,
+    block_weights: Mapping[str, float] | None = None,
     position_weight: float = 0.5,
     velocity_weight: float = 0.0,
     acceleration_weight: float = 0.0,
@@ -60,8 +63,10 @@ def reconstruction_losses(
 
     Only "features" (weight 1) and "positions" (0.5) are on in the published model. "velocity" and "acceleration" are the
     first and second temporal differences of the positions, "root" the root block. "path" (metres) and "heading"
-    (radians) compare the integrated root and need `mean` and `std`; they exist for ms272. A term of weight 0 is not
-    computed. Raises ModelError when a term does not exist for `representation`.
+    (radians) compare the integrated root and need `mean` and `std`; they exist for ms272. `block_weights` adds a term a
+    named block of the representation (its `slices`), each the mean over that block: with `feature_weight` 0, blocks count
+    by weight and not by their number of columns. A term of weight 0 is not computed. Raises ModelError when a term does
+    not exist for `representation`.
     """
     weights = {
         "positions": position_weight,
@@ -77,7 +82,7 @@ def reconstruction_losses(
         raise ModelError(
             f"the loss terms {', '.join(used)} are not defined for {representation}: set their weights to 0."
         )
-    terms = {"features": F.smooth_l1_loss(output, target)}
+    terms = {"features": F.smooth_l1_loss(output, target)} if feature_weight else {}
     if blocks is not None:
         real, made = target[..., blocks.positions], output[..., blocks.positions]
         pairs = {
@@ -98,7 +103,20 @@ def reconstruction_losses(
             terms["path"] = F.smooth_l1_loss(made_path, real_path)
         if heading_weight:
             terms["heading"] = F.smooth_l1_loss(made_heading, real_heading)
-    total = terms["features"]
-    for name in used:
-        total = total + weights[name] * terms[name]
+    if block_weights:
+        columns = _named_blocks(representation, block_weights)
+        terms.update({name: F.smooth_l1_loss(output[..., c], target[..., c]) for name, c in columns.items()})
+    every = {"features": feature_weight} | weights | dict(block_weights or {})
+    total = sum((every[name] * term for name, term in terms.items()), output.new_zeros(()))
     return {"total": total, **terms}
+
+
+def _named_blocks(representation: str, weights: Mapping[str, float]) -> dict[str, slice]:
+    """Columns of the blocks that have a weight; raises ModelError for a name the representation does not have."""
+    from vadis.representations import representation as find
+
+    slices = find(representation).slices
+    unknown = [name for name in weights if name not in slices]
+    if unknown:
+        raise ModelError(f"{representation} has no block {', '.join(unknown)}; its blocks are {', '.join(slices)}.")
+    return {name: slices[name] for name, weight in weights.items() if weight}
