@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from vadis.errors import ModelError, ShapeError, VadisError
+from vadis.metrics.reconstruction import reconstruction_errors
+from vadis.representations import representation
 from vadis.tokenizers import FSQ, FSQTokenizer, FSQTokenizerConfig
+from vadis.tokenizers.fsq_init import init_from_pca
+from vadis.tokenizers.kinematic_loss import kinematic_losses, pooled_error
 from vadis.tokenizers.layers import HaarPatcher
-from vadis.tokenizers.losses import root_path
+from vadis.tokenizers.losses import reconstruction_losses, root_path
 
 
 def tiny(**changes: object) -> FSQTokenizer:
@@ -138,3 +142,57 @@ def test_errors_say_what_to_do() -> None:
 def test_impossible_configs_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises((ModelError, ValueError), match="groups|power of two|at least 2"):
         FSQTokenizer(FSQTokenizerConfig(width=8, code_dim=8, output_emb_width=8, **fields))
+
+
+def test_blocks_count_by_their_weights(walk) -> None:
+    rep = representation("ms272")
+    target = rep.encode(walk)[None]
+    output = target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    weights = {"root_velocity": 2.0, "joint_rotations": 0.3, "heading_velocity": 0.0}
+    terms = reconstruction_losses(target, output, feature_weight=0, position_weight=0, block_weights=weights)
+    assert set(terms) == {"total", "root_velocity", "joint_rotations"}
+    for name in ("root_velocity", "joint_rotations"):
+        columns = rep.slices[name]
+        wanted = (output - target)[..., columns].square().mean() / 2  # all errors below 1
+        assert torch.allclose(terms[name], wanted, rtol=1e-4)
+    assert torch.allclose(terms["total"], 2 * terms["root_velocity"] + 0.3 * terms["joint_rotations"])
+
+
+def test_kinematic_terms_see_the_pose_and_the_drift(walk) -> None:
+    target = representation("ms272").encode(walk)[None, :64]
+    mean, std = torch.zeros(272), torch.full((272,), 0.1)
+    std[74:140] = 0.01
+    weights = {"posed_position_weight": 4.0, "posed_velocity_weight": 0.3, "pooled_root_weight": 0.25}
+    exact = kinematic_losses(target / std, target / std, mean, std, **weights)
+    assert exact["total"] < 1e-8
+    lifted = target.clone()
+    lifted[..., 9] += 0.05  # the pelvis, and with it every posed joint, half a deviation higher
+    terms = kinematic_losses(target / std, lifted / std, mean, std, **weights)
+    assert torch.allclose(terms["posed_positions"], torch.tensor(0.5**2 / 2 / 3), rtol=1e-3)
+    assert terms["posed_velocities"] < 1e-8
+    steady, random = torch.full((1, 64, 8), 0.05), torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(pooled_error(steady, (8,)), torch.tensor(8 * 0.05**2 / 2))
+    assert pooled_error(steady) > 5 * pooled_error(0.05 * random)  # of one size, but it cancels
+    assert pooled_error(steady[:, :20]) == pooled_error(steady[:, :20], (8,))
+    with pytest.raises(ModelError, match="posed_positions are defined for ms272, not for hml263"):
+        kinematic_losses(target, target, mean, std, "hml263", posed_position_weight=1.0)
+
+
+def test_a_pca_start_is_a_linear_code_and_errors_are_measured(walk) -> None:
+    rep = representation("ms272")
+    features = rep.encode(walk)
+    changes = {"width": 48, "code_dim": 48, "output_emb_width": 48, "down_t": 0, "patch_size": 4, "norm": None}
+    model = tiny(**changes, levels=(9,) * 8, groups=4)
+    std = rep.statistics([features])[1]
+    model.set_statistics(features.mean(0), std)
+    before = model.decode(model.encode(features[None, :88]))
+    windows = torch.stack([features[i : i + 32] for i in range(0, 56, 4)])
+    explained = init_from_pca(model, windows)
+    after = model.decode(model.encode(features[None, :88]))
+    worse, better = (reconstruction_errors(features[None, :88], x) for x in (before, after))
+    assert explained == pytest.approx(1, abs=0.01)  # this walk repeats itself
+    assert better["pose_mm"] < 0.25 * worse["pose_mm"] and better["pose_mm"] < 60
+    same = reconstruction_errors(features[None, :88], features[None, :88])
+    assert same["global_mm"] == 0 and same["jitter_ratio"] == 1 and same["pose_mm"] < 0.01
+    with pytest.raises(VadisError, match="patches are too few"):
+        init_from_pca(model, windows[:1])

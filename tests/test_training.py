@@ -21,7 +21,7 @@ from vadis.training import load_recipe, train
 from vadis.training.config import ScheduleConfig
 from vadis.training.ema import EMA
 from vadis.training.schedule import schedule_factor, step_generator
-from vadis.training.tasks import GeneratorTask
+from vadis.training.tasks import TASKS, GeneratorTask
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -88,6 +88,45 @@ def test_a_tokenizer_learns_and_leaves_a_complete_run(recipe, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "best", "checkpoint", "config.json", "log.jsonl", "model", "run.json"
     ]  # fmt: skip
+
+
+def test_the_bundled_recipe_trains_on_two_corpora_from_a_pca_start(corpus, tmp_path):
+    """All of mini-tokenizer.yaml but its size."""
+    shared = tmp_path / "second"
+    shared.symlink_to(corpus)
+    overrides = [
+        f"run={tmp_path / 'run'}", "device=cpu", "steps=10", "validate_every=5", "validation_batches=1", "log_every=5",
+        f"data.corpora={{{corpus}: 10, {shared}: 6}}", f"data.validation_corpus={shared}", "data.window=32",
+        "model.width=64", "model.code_dim=64", "model.output_emb_width=64", "optimizer.lr=1e-4",
+    ]  # fmt: skip
+    folder = train(RECIPES / "mini-tokenizer.yaml", overrides).parent
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    checks = [row for row in log if "validation/loss" in row]
+    terms = ("joint_rotations", "posed_positions", "posed_velocities", "pooled_root", "pose_mm", "global_mm")
+    assert all(f"validation/{name}" in checks[0] for name in (*terms, "jitter_ratio")) and "features" not in log[0]
+    assert checks[0]["validation/pose_mm"] < 100  # a walk is nearly linear: noise would give several hundred
+    random = train(RECIPES / "mini-tokenizer.yaml", [*overrides, f"run={tmp_path / 'random'}", "init=random"]).parent
+    rows = [json.loads(line) for line in (random / "log.jsonl").read_text().splitlines()]
+    first = next(row for row in rows if "validation/loss" in row)
+    assert checks[0]["validation/pose_mm"] < 0.5 * first["validation/pose_mm"]
+
+
+def test_shares_of_corpora_are_kept_in_every_batch(recipe, corpus, tmp_path):
+    second = tmp_path / "second"
+    with CorpusWriter(second) as writer:
+        ones = torch.ones(40, 272) + 0.01 * torch.randn(40, 272)
+        for i, split in enumerate(("train", "val")):
+            writer.add(f"c{i}", ones, split=split, group=f"g{i}", source="test", licence="CC0-1.0")
+    data = ["data.corpus=null", f"data.corpora={{{corpus}: 10, {second}: 6}}", "data.batch=16", "data.mirror=0"]
+    task = TASKS["tokenizer"](load_recipe(recipe, data))
+    for step in range(5):
+        features = task.batch(step, step_generator(0, 0, step))["features"]
+        assert features.shape == (16, 16, 272)
+        assert int((features[:, :, 0].mean(1) > 0.9).sum()) == 6
+    odd = TASKS["tokenizer"](load_recipe(recipe, [*data, "data.batch=3"]))
+    counts = [int((odd.batch(i, step_generator(0, 0, i))["features"][:, :, 0].mean(1) > 0.9).sum()) for i in range(200)]
+    assert set(counts) == {1, 2} and sum(counts) / 200 == pytest.approx(3 * 6 / 16, abs=0.1)
+    assert torch.equal(task.model.mean, Corpus.open(corpus).mean)
 
 
 def test_stopping_and_resuming_changes_nothing(recipe, tmp_path):
@@ -202,10 +241,14 @@ def test_ema_is_the_ramped_average():
         ("model.levels=[5,5,5,1]", "make no codebook"),
         ("steps", "expected key=value"),
         ("steps.more=1", "steps is a value, not a group"),
-        ("task=dance", "task 'dance' is unknown; expected one of tokenizer, generator"),
+        ("task=dance", "task 'dance' is unknown; expected one of tokenizer, generator, planner"),
         ("data.corpus=nowhere", "no corpus at nowhere"),
         ("model.fps=20", "at 30 fps; the recipe's model is for ms272 at 20 fps"),
         ("best=beauty", "no validation metric 'beauty'"),
+        ("data.corpora={a: 1}", "give one corpus as data.corpus, or several with shares as data.corpora, not both"),
+        ("data.validation_corpus=elsewhere", "data.validation_corpus 'elsewhere' is none of"),
+        ("loss.block_weights={hands: 1}", "ms272 has no block hands; its blocks are root_velocity"),
+        ("init=pca", "init: pca needs down_t 0"),
     ],
 )
 def test_wrong_settings_are_named(recipe, setting, message):
@@ -293,6 +336,39 @@ def test_a_generator_learns_and_resumes_identically(generator_recipe, tmp_path):
     from vadis import load
 
     assert load(folder / "model").config.groups == 2
+
+
+def test_a_planner_learns_and_is_normalised_as_the_generator_is(encoded, generator_recipe, tmp_path):
+    from vadis import load
+    from vadis.data.tokenize import EncodedCorpus
+
+    path = tmp_path / "planner.yaml"
+    path.write_text(
+        f"""
+task: planner
+run: {tmp_path / "planner"}
+steps: 60
+device: cpu
+data: {{corpus: {encoded}, batch: 8, kind_weights: {{label: 0}}}}
+model: {{width: 16, layers: 1, heads: 2, rows: 2, attributes: [height, turn, seconds]}}
+optimizer: {{lr: 1e-2}}
+validate_every: 30
+validation_batches: 1
+log_every: 10
+"""
+    )
+    folder = train(path).parent
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert losses[-1] < losses[0] - 0.3
+    assert {"validation/loss", "validation/error", "validation/determined"} <= log[-1].keys()
+    planner, task = load(folder / "model"), GeneratorTask(load_recipe(generator_recipe))
+    assert torch.equal(planner.center, task.center) and torch.equal(planner.scale, task.scale)
+    batch = EncodedCorpus.open(encoded).batch([0, 6])
+    mean, determined = planner.plan(batch["text"], batch["text_lengths"], batch["seconds"])
+    assert determined[..., 2].all() and mean[..., 2].abs().max() < 0.5  # all segments are of one length
+    with pytest.raises(ModelError, match=r"it is for plans \(5, 3\) and text of 384 values, the data have \(2, 3\)"):
+        train(path, [f"run={tmp_path / 'other'}", "model.rows=5"])
 
 
 def test_batches_of_a_generator_follow_the_recipe(generator_recipe):
