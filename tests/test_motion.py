@@ -34,7 +34,8 @@ class TestConstruction:
         assert (walk.positions - expected).abs().max() < 1e-5
 
     @pytest.mark.parametrize(
-        ("root", "rotations"), [((5, 3), (4, 22, 3, 3)), ((5, 2), (5, 22, 3, 3)), ((5, 3), (5, 21, 3, 3)), ((0, 3), (0, 22, 3, 3))]
+        ("root", "rotations"),
+        [((5, 3), (4, 22, 3, 3)), ((5, 2), (5, 22, 3, 3)), ((5, 3), (5, 21, 3, 3)), ((0, 3), (0, 22, 3, 3))],
     )
     def test_shapes_that_don_t_fit(self, root, rotations):
         with pytest.raises(ShapeError, match="motion"):
@@ -173,7 +174,9 @@ class TestConcatenate:
     @pytest.mark.parametrize("blend", [0, 1, 8, 20])
     def test_no_jump_and_heading_goes_on(self, blend):
         first = procedural_walk(60, turn=0.9)
-        second = procedural_walk(60, turn=-0.5).transform(rotation.yaw(torch.tensor(2.0)), torch.tensor([5.0, 0.0, -7.0]))
+        second = procedural_walk(60, turn=-0.5).transform(
+            rotation.yaw(torch.tensor(2.0)), torch.tensor([5.0, 0.0, -7.0])
+        )
         joined = Motion.concatenate([first, second], blend=blend)
         assert joined.num_frames == 120 - blend
         heading = body_heading(joined.positions)
@@ -213,6 +216,8 @@ class TestConcatenate:
             Motion.concatenate([walk, walk.crop(0, 20)], blend=30)
         with pytest.raises(VadisError, match="blend=-1"):
             Motion.concatenate([walk, walk], blend=-1)
-        stick = Motion(Skeleton(("only",), (-1,), torch.zeros(1, 3)), torch.zeros(5, 3), torch.eye(3).expand(5, 1, 3, 3), 30.0)
+        stick = Motion(
+            Skeleton(("only",), (-1,), torch.zeros(1, 3)), torch.zeros(5, 3), torch.eye(3).expand(5, 1, 3, 3), 30.0
+        )
         with pytest.raises(SkeletonError, match="retarget them"):
             Motion.concatenate([walk, stick])

@@ -186,4 +186,6 @@ class TestBetween:
         target = torch.tensor([[2.0, 0, 0], [-1.0, 0, 0], [0, 0, 3.0]])
         turn = rotation.between(source, target)
         assert torch.allclose(turn[0], torch.eye(3), atol=1e-6)
-        assert torch.allclose((turn @ source[..., None])[..., 0], torch.nn.functional.normalize(target, dim=-1), atol=1e-5)
+        assert torch.allclose(
+            (turn @ source[..., None])[..., 0], torch.nn.functional.normalize(target, dim=-1), atol=1e-5
+        )

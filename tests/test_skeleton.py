@@ -102,7 +102,9 @@ class TestKinematics:
         assert skeleton.rest_height == 0
 
     def test_tips_follow_their_joint(self):
-        skeleton = Skeleton(("a", "b"), (-1, 0), torch.tensor([[0.0, 0, 0], [0, 1, 0]]), end_sites={1: torch.tensor([0.0, 1, 0])})
+        skeleton = Skeleton(
+            ("a", "b"), (-1, 0), torch.tensor([[0.0, 0, 0], [0, 1, 0]]), end_sites={1: torch.tensor([0.0, 1, 0])}
+        )
         bend = rotation.from_rotvec(torch.tensor([[[0.0, 0, 0], [math.pi / 2, 0, 0]]]))
         world = skeleton.global_rotations(bend)
         positions = skeleton.forward_kinematics(bend, torch.zeros(1, 3), world)
@@ -116,7 +118,9 @@ class TestSmpl22:
         skeleton = smpl22()
         assert skeleton.names == SMPL22_NAMES and skeleton.parents == SMPL22_PARENTS
         rest = dict(zip(skeleton.names, skeleton.rest_positions, strict=True))
-        assert torch.allclose(skeleton.forward_kinematics(torch.eye(3).expand(22, 3, 3), torch.zeros(3)), skeleton.rest_positions)
+        assert torch.allclose(
+            skeleton.forward_kinematics(torch.eye(3).expand(22, 3, 3), torch.zeros(3)), skeleton.rest_positions
+        )
         assert rest["left_wrist"][0] > 0.5 and rest["right_wrist"][0] < -0.5  # a T-pose, left towards +X
         assert abs(rest["left_wrist"][1] - rest["left_shoulder"][1]) < 1e-6
         assert rest["left_ankle"][1] < -0.8 < 0.3 < rest["head"][1]
@@ -144,7 +148,9 @@ class TestNames:
 
     def test_mirror_of_an_uneven_body(self):
         offsets = torch.tensor([[0.0, 0, 0], [0.1, -0.1, 0], [-0.2, -0.3, 0.05]])
-        skeleton = Skeleton(("root", "thigh_l", "thigh_r"), (-1, 0, 0), offsets, end_sites={1: torch.tensor([0.1, 0, 0])})
+        skeleton = Skeleton(
+            ("root", "thigh_l", "thigh_r"), (-1, 0, 0), offsets, end_sites={1: torch.tensor([0.1, 0, 0])}
+        )
         mirrored = skeleton.mirror()
         assert torch.allclose(mirrored.offsets, torch.tensor([[0.0, 0, 0], [0.2, -0.3, 0.05], [-0.1, -0.1, 0]]))
         assert list(mirrored.end_sites) == [2] and mirrored.end_sites[2][0] == pytest.approx(-0.1)

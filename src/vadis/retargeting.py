@@ -84,6 +84,11 @@ TABLES: dict[str, dict[str, str]] = {
         "thigh.L shin.L foot.L toe.L shoulder.L upper_arm.L forearm.L hand.L",
         "thigh.R shin.R foot.R toe.R shoulder.R upper_arm.R forearm.R hand.R",
     ),
+    "biped": _table(
+        "Pelvis Spine Spine1 Spine2 Neck Head",
+        "LThigh LCalf LFoot LToe0 LClavicle LUpperArm LForearm LHand",
+        "RThigh RCalf RFoot RToe0 RClavicle RUpperArm RForearm RHand",
+    ),
     "smpl": _table(
         "Pelvis Spine1 Spine2 Spine3 Neck Head",
         "Left_hip Left_knee Left_ankle Left_foot Left_collar Left_shoulder Left_elbow Left_wrist",
@@ -153,6 +158,7 @@ class Mapping:
 
 def _plain(name: str) -> str:
     name = re.sub(r"^.*[:|]", "", name)  # namespaces: mixamorig:Hips, Armature|Hips
+    name = re.sub(r"^[Bb]ip0*\d*(?=[ _])", "", name)  # 3ds Max: Bip01 L Thigh
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -194,9 +200,9 @@ def recognize_skeleton(skeleton: Skeleton) -> Mapping | None:
         complete = all(t in joints for t in table)
         if complete and (best is None or len(joints) > len(best.joints)):
             best = Mapping(kind, joints)
-    if best is None:
+    if best is None or len(best.joints) < len(SMPL22_NAMES):  # a small table may fit a larger skeleton by chance
         joints = _by_synonyms(skeleton)
-        if all(t in joints for t in _REQUIRED):
+        if all(t in joints for t in _REQUIRED) and len(joints) > (len(best.joints) if best else 0):
             best = Mapping("automatic", joints)
     return best
 
@@ -322,7 +328,8 @@ def retarget(
     for name in (joints or {}).values():
         source.index(name)
     if joints and not set(joints) <= set(SMPL22_NAMES):
-        raise SkeletonError(f"unknown target joints {sorted(set(joints) - set(SMPL22_NAMES))}; use {', '.join(SMPL22_NAMES)}.")
+        unknown = ", ".join(sorted(set(joints) - set(SMPL22_NAMES)))
+        raise SkeletonError(f"unknown target joints {unknown}; use {', '.join(SMPL22_NAMES)}.")
     if joints and (recognize_skeleton(source) is None):
         mapping = Mapping("given", _by_synonyms(source) | joints)
         missing = [t for t in _REQUIRED if t not in mapping.joints]

@@ -159,6 +159,8 @@ def build_corpus(
     double = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if double:
         raise FileError(f"{len(double)} clip names occur twice in the sources ({', '.join(double[:5])}); rename the files.")
+    if options.mirror and (taken := sorted({f"M{n}" for n in names} & set(names))):
+        raise FileError(f"mirrored copies would take the names of {', '.join(taken[:5])}; rename those files.")
     if not names:
         raise FileError(f"no motion files in {', '.join(map(str, sources))}.")
     total = min(len(names), options.limit or len(names))
@@ -171,6 +173,9 @@ def build_corpus(
         Progress(*columns, disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("building", total=total)
+        # Files are worked off in order, so on resuming every file before the last one that left a trace is complete.
+        traces = [any(key in writer for key in (n, f"{n}.0", f"{n}!0")) for n in names]
+        complete = max((k for k, seen in enumerate(traces) if seen), default=0)
         done = 0
         for source in sources:
             for file_name, path in iter_motion_files(source):
@@ -179,7 +184,7 @@ def build_corpus(
                 done += 1
                 name = Path(file_name).stem
                 bar.update(task, advance=1, description=name[:24].ljust(24))
-                if f"{name}#done" not in writer:
+                if done > complete:
                     _add_clip(writer, rep, name, path, texts.get(name, []), facts.get(name, {}), splits, group_of(name), options)
     return Corpus.open(out)
 

@@ -38,7 +38,7 @@ def mirror_text(text: str) -> str:
 _SUBJECTS = ("a person", "someone", "the man", "a man", "the woman", "a figure", "the person", "somebody", "a human",
              "the character", "he", "she", "a dancer", "this person")  # fmt: skip
 _DOUBLING = {"run", "jog", "hop", "sit", "spin", "squat", "step", "sidestep", "side-step", "stop", "get", "cut", "put", "skip",
-             "trot", "jab", "hit", "drop"}  # fmt: skip
+             "trot", "jab", "hit", "drop", "flip"}  # fmt: skip
 
 # Phrases are in the base form, one verb first; further verbs of the same phrase follow "and" or "then".
 _WALK = ("walk forward", "walk ahead", "walk straight ahead", "take several steps forward", "step forward", "stroll forward",

@@ -70,21 +70,19 @@ def join(first: Motion, second: Motion, search: float = 0.8, blend: float = 0.27
     """
     fps = first.fps
     width = max(2, round(blend * fps))
+    half = width // 2
     reach = round(search * fps)
-    near_end = max(width, min(reach, first.num_frames // 2))
-    near_start = max(1, min(reach, second.num_frames // 2))
     if first.num_frames < 2 * width or second.num_frames < 2 * width:
         raise VadisError(f"joining needs parts of at least {2 * width} frames; got {first.num_frames} and {second.num_frames}.")
-    tail = descriptor(first)[-near_end:]
-    head = descriptor(second)[:near_start]
+    # The frames that are most alike are laid on each other in the middle of the cross-fade, so both are in step there.
+    start = first.num_frames - max(width, min(reach, first.num_frames // 2))
+    tail = descriptor(first)[start : first.num_frames - (width - half) + 1]
+    head = descriptor(second)[half : max(half + 1, min(reach, second.num_frames // 2))]
     distance = torch.cdist(tail, head)
-    best = int(distance.argmin())
-    i, j = divmod(best, near_start)
-    end = first.num_frames - near_end + i + 1  # `first` is kept up to here; the fade-out needs `width` frames before it
-    end = max(end, width + 1)
-    begin = min(j, second.num_frames - width - 1)
-    result = Motion.concatenate([first.crop(0, end), second.crop(begin)], blend=width)
-    return result, end - width // 2, float(distance.flatten()[best]) / 22**0.5
+    i, j = divmod(int(distance.argmin()), len(head))
+    seam = start + i
+    parts = [first.crop(0, seam + width - half), second.crop(j)]  # frame `half` of the second part is the matching one
+    return Motion.concatenate(parts, blend=width), seam, float(distance[i, j]) / 22**0.5
 
 
 def loop(motion: Motion, frames: int, limit: float = 0.35) -> Motion | None:

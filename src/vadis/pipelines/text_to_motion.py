@@ -183,7 +183,10 @@ class TextToMotionPipeline:
     def _seconds(self, seconds: float | Sequence[float] | None, count: int) -> list[float]:
         if seconds is None:
             seconds = self.config.seconds
-        values = [float(seconds)] * count if isinstance(seconds, int | float) else [float(s) for s in seconds]
+        try:
+            values = [float(seconds)] * count if isinstance(seconds, int | float) else [float(s) for s in seconds]
+        except (TypeError, ValueError):
+            raise VadisError(f"seconds={seconds!r}: give one number, or a list with one for each prompt.") from None
         if len(values) != count:
             raise VadisError(f"{len(values)} lengths for {count} prompts: give one length, or one for each prompt.")
         least = 1.0 / self.tokenizer.fps
@@ -223,27 +226,30 @@ class TextToMotionPipeline:
         plan, mask = self.planner.plan(text, lengths, torch.tensor([seconds]), self.config.certain)
         return {"plan": plan, "plan_mask": mask}
 
+    def _window(self, text: Tensor) -> tuple[int, int]:
+        """Steps that one run of the generator can make for a prompt, and how many of them repeat what is there already."""
+        fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
+        room = self.generator.config.block_size - text.shape[1] - self.generator.config.plan_tokens
+        window = max(1, min(int(self.config.max_seconds * fps) // per_token, room))
+        return window, min(round(2.0 * fps / per_token), window // 2)
+
     def _tokens(
         self, text: Tensor, steps: int, seed: int, samples: int, settings: dict[str, Any]
     ) -> tuple[list[Tensor], list[str]]:
         """Token rows of `samples` candidates; windows beyond the trained range go on from the last two seconds."""
         fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
-        room = self.generator.config.block_size - text.shape[1] - self.generator.config.plan_tokens
-        window = max(1, min(int(self.config.max_seconds * fps) // per_token, room))
-        overlap = min(round(2.0 * fps / per_token), window // 2)
+        window, overlap = self._window(text)
         done = min(steps, window)
-        told = self.generator.config.length_conditioning
-        limit = {"num_tokens": done} if told or steps > window else {"num_tokens": steps}
         conditions = self._plan(text, done * per_token / fps)
         rows, stopped = self.generator.generate(
-            text, torch.tensor([text.shape[1]]), **limit, **settings, **conditions, samples_per_row=samples, seed=seed
+            text, torch.tensor([text.shape[1]]), num_tokens=done, **settings, **conditions, samples_per_row=samples, seed=seed
         )
         many = text.expand(samples, -1, -1)
         counts = torch.full((samples,), text.shape[1])
         while done < steps:
             more = min(steps - done, window - overlap)
             conditions = {k: v.expand(samples, -1, -1) for k, v in self._plan(text, (overlap + more) * per_token / fps).items()}
-            history = [row[-overlap:] for row in rows]
+            history = [row[len(row) - overlap :] for row in rows]
             seeds = [seed + 7919 * done + 104729 * k for k in range(samples)]
             new, stopped = self.generator.generate(
                 many, counts, num_tokens=more, **settings, **conditions, history=history, seed=seeds
@@ -284,26 +290,33 @@ class TextToMotionPipeline:
         texts = check_prompts(prompts)
         lengths = self._seconds(seconds, len(texts))
         names = ("temperature", "top_k", "top_p", "guidance_scale")
+        if unknown := set(settings) - set(names):
+            raise VadisError(f"unknown settings {', '.join(sorted(unknown))}; a stream takes {', '.join(names)}.")
         chosen = {k: settings.get(k) if settings.get(k) is not None else getattr(self.config, k) for k in names}
-        reach, per_token = self.tokenizer.receptive_tokens, self.tokenizer.frames_per_token
-        overlap = round(2.0 * self.tokenizer.fps / per_token)
+        fps, per_token, reach = self.tokenizer.fps, self.tokenizer.frames_per_token, self.tokenizer.receptive_tokens
         tokens: list[Tensor] = []
         sent = 0
         text, text_lengths = self.text_encoder.encode(texts)
         for i in range(len(texts)):
             part = text[i : i + 1, : int(text_lengths[i])]
-            steps = -(-round(lengths[i] * self.tokenizer.fps) // per_token)
-            options: dict[str, Any] = self._plan(part, lengths[i])
-            if tokens:
-                options["history"] = [torch.stack(tokens[-overlap:])]
-            for step in self.generator.stream(
-                part, torch.tensor([part.shape[1]]), num_tokens=steps, **chosen, **options, seed=seed + i
-            ):
-                tokens.append(step.tokens[0])
-                final = len(tokens) - reach
-                if final > sent:
-                    yield self._final(tokens, sent, final)
-                    sent = final
+            window, overlap = self._window(part)
+            steps = -(-max(1, round(lengths[i] * fps)) // per_token)
+            made = 0
+            while made < steps:  # beyond the trained range the motion goes on window by window, as in a call
+                past = min(len(tokens), overlap)
+                more = min(steps - made, window - past)
+                options: dict[str, Any] = self._plan(part, (more + (past if made else 0)) * per_token / fps)
+                if past:
+                    options["history"] = [torch.stack(tokens[-past:])]
+                for step in self.generator.stream(
+                    part, torch.tensor([part.shape[1]]), num_tokens=more, **chosen, **options, seed=[seed + i + 7919 * made]
+                ):
+                    tokens.append(step.tokens[0])
+                    final = len(tokens) - reach
+                    if final > sent:
+                        yield self._final(tokens, sent, final)
+                        sent = final
+                made += more
         yield self._final(tokens, sent, len(tokens))
 
     def _final(self, tokens: list[Tensor], start: int, stop: int) -> Tensor:
