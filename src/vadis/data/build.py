@@ -82,7 +82,7 @@ def read_manifest(path: str | Path | None) -> dict[str, dict[str, Any]]:
     try:
         rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         return {str(row["clip"]): row for row in rows}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"can't read the manifest {path}: {error!r}; expected JSON lines with a `clip`.") from None
 
 

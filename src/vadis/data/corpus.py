@@ -72,8 +72,8 @@ class CorpusWriter:
 
     Used as a context manager. Work goes to a folder beside `path` (`.NAME.partial`) that takes its place on a clean
     exit. On an error that folder is removed, unless `resume` is true: then it stays, and a later writer with
-    `resume=True` carries on where it stopped (`clip_id in writer` is true for what needs no second visit, kept or
-    rejected alike).
+    `resume=True` and the same `about` carries on where it stopped (`clip_id in writer` is true for what needs no second
+    visit, kept or rejected alike).
     The same calls in the same order give the same bytes.
 
     Args:
@@ -114,12 +114,16 @@ class CorpusWriter:
                 f"{self.path} exists and is not a corpus. Choose another folder; this one will not be overwritten."
             )
         journal = self._folder / "journal.jsonl"
-        if self.resume and journal.exists():
+        work = {"representation": self.representation, "fps": self.fps, "about": self.about}
+        title = json.dumps(work, sort_keys=True, default=str)
+        if self.resume and journal.exists() and journal.read_text(encoding="utf-8").split("\n", 1)[0] == title:
             self._recover(journal)
-        else:
+            self._journal = journal.open("a", encoding="utf-8")
+        else:  # nothing there, or the rest of other work: other sources, other options
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
-        self._journal = journal.open("a", encoding="utf-8")
+            self._journal = journal.open("a", encoding="utf-8")
+            self._journal.write(title + "\n")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -219,8 +223,9 @@ class CorpusWriter:
 
     def _recover(self, journal: Path) -> None:
         """Read back the journal, believing only lines whose data are wholly on disk."""
-        kept: list[str] = []
-        for line in journal.read_text(encoding="utf-8").splitlines():
+        title, *lines = journal.read_text(encoding="utf-8").splitlines()
+        kept: list[str] = [title]
+        for line in lines:
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
