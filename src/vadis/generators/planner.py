@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.component import Component
-from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS
+from vadis.errors import ModelError
+from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS, mirror_plan
 
 _CAP = 12.0  # squared deviations count up to here in a score, so that one odd attribute can't decide alone
 _WHOLE = 2.0  # weight of the row of the whole clip against each quarter
@@ -33,6 +34,10 @@ class KinematicPlannerConfig:
     layers: int = 3
     heads: int = 4
     dropout: float = 0.1
+    match_width: int = 64
+    """Size of the space in which sentences and plans are compared."""
+    bank_size: int = 0
+    """Plans of real motion that travel with the planner, for `propose`."""
     rows: int = PLAN_ROWS
     attributes: tuple[str, ...] = ATTRIBUTES
 
@@ -46,6 +51,22 @@ class Plan(NamedTuple):
     """(B, P, A), 0 is as wide as the training data."""
 
 
+class _TextTower(nn.Module):
+    """Token features to one vector: a few learned queries look over the tokens."""
+
+    def __init__(self, dim: int, width: int, heads: int, out: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.key = nn.Linear(dim, heads)
+        self.value = nn.Linear(dim, width)
+        self.out = nn.Sequential(nn.Linear(heads * width, 256), nn.GELU(), nn.Linear(256, out))
+
+    def forward(self, text: Tensor, lengths: Tensor) -> Tensor:
+        inside = torch.arange(text.shape[1], device=text.device) < lengths[:, None]
+        weight = self.key(text).masked_fill(~inside[..., None], -1e4).softmax(dim=1)  # (B, L, heads)
+        return self.out((weight.transpose(1, 2) @ F.gelu(self.value(text))).flatten(1))
+
+
 class KinematicPlanner(Component):
     """Text token features to a distribution over kinematic plans; `center` and `scale` (P, A) normalise plans."""
 
@@ -54,6 +75,7 @@ class KinematicPlanner(Component):
     keep_float32 = True
     center: Tensor
     scale: Tensor
+    bank: Tensor
 
     def __init__(self, config: KinematicPlannerConfig | None = None) -> None:
         super().__init__()
@@ -67,7 +89,14 @@ class KinematicPlanner(Component):
         )
         self.encoder = nn.TransformerEncoder(layer, c.layers, norm=nn.LayerNorm(c.width), enable_nested_tensor=False)
         self.out = nn.Linear(c.width, 2 * len(c.attributes))
+        self.match_text = _TextTower(c.text_dim, 128, 4, c.match_width)
+        self.match_plan = nn.Sequential(
+            nn.Linear(c.rows * len(c.attributes), 384), nn.GELU(), nn.Dropout(c.dropout), nn.Linear(384, 256), nn.GELU(),
+            nn.Linear(256, c.match_width),
+        )  # fmt: skip
+        self.log_temperature = nn.Parameter(torch.tensor(2.7))
         self.register_buffer("center", torch.zeros(c.rows, len(c.attributes)))
+        self.register_buffer("bank", torch.zeros(c.bank_size, c.rows, len(c.attributes)))
         self.register_buffer("scale", torch.ones(c.rows, len(c.attributes)))
 
     def set_statistics(self, plans: Tensor) -> None:
@@ -102,6 +131,59 @@ class KinematicPlanner(Component):
         """Normalised plan `(B, P, A)` and the mask of what the text determines: standard deviation below `certain`."""
         plan = self(text, text_lengths, seconds)
         return plan.mean, torch.exp(plan.log_std) < certain
+
+    def embed_text(self, text: Tensor, text_lengths: Tensor) -> Tensor:
+        """Unit vectors `(B, E)` of sentences, to be compared with those of plans."""
+        return F.normalize(self.match_text(text, text_lengths), dim=-1)
+
+    def embed_plan(self, plans: Tensor) -> Tensor:
+        """Unit vectors `(..., E)` of plans `(..., P, A)` in physical units."""
+        return F.normalize(self.match_plan(self.normalize(plans).flatten(-2)), dim=-1)
+
+    def match_loss(self, text: Tensor, text_lengths: Tensor, plans: Tensor, same: Tensor) -> Tensor:
+        """Contrastive loss (InfoNCE, both ways) of matching pairs; every mirrored plan is one more wrong answer.
+
+        `same` (B, B) bool: pairs that say the same sentence and don't count against each other.
+        """
+        words = self.embed_text(text, text_lengths)
+        bodies = self.embed_plan(torch.cat([plans, mirror_plan(plans)]))
+        scale = self.log_temperature.clamp(max=3.4).exp()
+        logits = scale * words @ bodies.T  # (B, 2 B)
+        own = torch.arange(len(words), device=words.device)
+        hide = same & ~torch.eye(len(words), dtype=torch.bool, device=words.device)
+        logits = logits.masked_fill(F.pad(hide, (0, len(words))), -1e4)
+        back = logits[:, : len(words)].T
+        return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(back, own))
+
+    @torch.no_grad()
+    def match(self, text: Tensor, text_lengths: Tensor, plans: Tensor) -> Tensor:
+        """Cosine `(B, N)` between each text and what N samples do, plans `(B, N, P, A)`."""
+        return (self.embed_text(text, text_lengths)[:, None] * self.embed_plan(plans)).sum(-1)
+
+    @torch.no_grad()
+    def propose(
+        self, text: Tensor, text_lengths: Tensor, seconds: float, count: int, seed: int, nearest: int = 24
+    ) -> tuple[Tensor, Tensor]:
+        """`count` normalised plans `(count, P, A)` of real motions that match one text `(1, L, C)`, and what is told of them.
+
+        Drawn, by how well they match, from the `nearest` plans of the bank among those of about the asked length. Their
+        own durations and distances are not told. Raises ModelError for a planner without a bank.
+        """
+        if not self.config.bank_size:
+            raise ModelError("this planner has no bank of plans (bank_size 0): use `plan`.")
+        names = list(self.config.attributes)
+        length = self.bank[:, 0, names.index("seconds")]
+        cosine = self.embed_plan(self.bank) @ self.embed_text(text, text_lengths)[0]
+        cosine = torch.where((length / seconds).log().abs() < 0.4, cosine, cosine - 0.5)
+        top = cosine.topk(min(nearest, self.config.bank_size))
+        weight = (self.log_temperature.clamp(max=3.4).exp() * (top.values - top.values[0])).exp()
+        noise = torch.Generator().manual_seed(seed)
+        chosen = top.indices[torch.multinomial(weight.cpu(), count, replacement=True, generator=noise)]
+        plans = self.normalize(self.bank[chosen])
+        told = torch.ones_like(plans, dtype=torch.bool)
+        for name in ("seconds", "forward_distance", "left_distance"):
+            told[..., names.index(name)] = False
+        return plans, told
 
     @torch.no_grad()
     def score(self, text: Tensor, text_lengths: Tensor, seconds: Tensor, plans: Tensor) -> Tensor:

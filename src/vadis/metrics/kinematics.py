@@ -28,6 +28,17 @@ hand and foot speeds are relative to the pelvis in the heading frame; `reach` is
 pelvis; `upright_min` is the vertical part of the unit vector from pelvis to neck (1 upright, 0 lying, -1 upside down)."""
 
 PLAN_ROWS = 5
+
+
+def _swap_side(name: str) -> str:
+    if name in ("left_speed", "left_distance"):  # directions, not sides: they change sign
+        return name
+    for side, other in (("left_", "right_"), ("right_", "left_")):
+        if name.startswith(side):
+            return other + name.removeprefix(side)
+    return name
+
+
 _J = {name: j for j, name in enumerate(SMPL22_NAMES)}
 _FLIGHT = 0.12  # metres above the floor that the lowest foot joint must reach for both feet to count as off the ground
 
@@ -93,3 +104,12 @@ def kinematic_plan(positions: Tensor, fps: float) -> Tensor:
     rows = [_row(positions, angle, floor, fps)]
     rows += [_row(positions[a : b + 1], angle[a : b + 1], floor, fps) for a, b in zip(edges, edges[1:], strict=False)]
     return torch.stack(rows)
+
+
+_MIRROR = [ATTRIBUTES.index(_swap_side(name)) for name in ATTRIBUTES]
+_SIGN = torch.tensor([-1.0 if name in ("left_speed", "yaw", "left_distance", "lean_left") else 1.0 for name in ATTRIBUTES])
+
+
+def mirror_plan(plan: Tensor) -> Tensor:
+    """The plan `(..., A)`, in physical units, of the left-right mirrored motion."""
+    return plan[..., _MIRROR] * _SIGN

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -38,6 +38,13 @@ class GenerationConfig:
     guidance_scale: float = Field(default=1.0, ge=0)
     certain: float = Field(default=0.75, gt=0)
     """Plan values whose standard deviation is below this (in units of the training data) condition the generator."""
+    plan: Literal["mean", "bank", "none"] = "mean"
+    """What conditions the generator beside the text: the planner's mean where it is certain, plans of real motion that match
+    the text (another for each candidate), or nothing."""
+    nearest: int = Field(default=24, ge=1)
+    """Plans of the bank among which candidates draw theirs."""
+    likelihood: float = Field(default=0.0, ge=0)
+    """Weight of the planner's likelihood beside its match in choosing among candidates."""
     roughness: float = Field(default=0.0, ge=0)
     """Weight of jitter and foot slide, relative to the candidates' mean, against the planner's score."""
     min_seconds: float = Field(default=1.0, gt=0)
@@ -59,7 +66,7 @@ class TextToMotionOutput:
     stopped_by: Any
     """"length" (as asked for), "end" (the model's own END) or "cap"."""
     score: Any = None
-    """The planner's score of the kept sample, 0 at best; None without a planner."""
+    """How well the kept sample matches the text, a cosine; None without a planner."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds spent on text, tokens, decoding and choosing."""
 
@@ -219,12 +226,16 @@ class TextToMotionPipeline:
         return {"motion": motions[best], "features": candidates[best], "tokens": rows[best], "stopped_by": stopped[best],
                 "score": score}  # fmt: skip
 
-    def _plan(self, text: Tensor, seconds: float) -> dict[str, Tensor]:
-        if self.planner is None or not self.generator.config.plan_dim:
+    def _plan(self, text: Tensor, seconds: float, count: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        """Plan and mask `(count, P, A)` of the candidates of one prompt; empty for a generator that takes none."""
+        if self.planner is None or not self.generator.config.plan_dim or self.config.plan == "none":
             return {}
         lengths = torch.tensor([text.shape[1]])
-        plan, mask = self.planner.plan(text, lengths, torch.tensor([seconds]), self.config.certain)
-        return {"plan": plan, "plan_mask": mask}
+        if self.config.plan == "bank":
+            plan, mask = self.planner.propose(text, lengths, seconds, count, seed, self.config.nearest)
+        else:
+            plan, mask = self.planner.plan(text, lengths, torch.tensor([seconds]), self.config.certain)
+        return {"plan": plan.expand(count, -1, -1), "plan_mask": mask.expand(count, -1, -1)}
 
     def _window(self, text: Tensor) -> tuple[int, int]:
         """Steps that one run of the generator can make for a prompt, and how many of them repeat what is there already."""
@@ -240,15 +251,14 @@ class TextToMotionPipeline:
         fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
         window, overlap = self._window(text)
         done = min(steps, window)
-        conditions = self._plan(text, done * per_token / fps)
-        rows, stopped = self.generator.generate(
-            text, torch.tensor([text.shape[1]]), num_tokens=done, **settings, **conditions, samples_per_row=samples, seed=seed
-        )
         many = text.expand(samples, -1, -1)
         counts = torch.full((samples,), text.shape[1])
+        conditions = self._plan(text, done * per_token / fps, samples, seed)
+        seeds = [seed + 104729 * k for k in range(samples)]
+        rows, stopped = self.generator.generate(many, counts, num_tokens=done, **settings, **conditions, seed=seeds)
         while done < steps:
             more = min(steps - done, window - overlap)
-            conditions = {k: v.expand(samples, -1, -1) for k, v in self._plan(text, (overlap + more) * per_token / fps).items()}
+            conditions = self._plan(text, (overlap + more) * per_token / fps, samples, seed)
             history = [row[len(row) - overlap :] for row in rows]
             seeds = [seed + 7919 * done + 104729 * k for k in range(samples)]
             new, stopped = self.generator.generate(
@@ -268,11 +278,13 @@ class TextToMotionPipeline:
         if self.planner is None or motions[0].num_frames < 8:
             return 0, None
         plans = torch.stack([kinematic_plan(m.positions, m.fps) for m in motions])
-        score = self.planner.score(text, torch.tensor([text.shape[1]]), torch.tensor([seconds]), plans[None])[0]
-        total = score
+        lengths = torch.tensor([text.shape[1]])
+        score = total = self.planner.match(text, lengths, plans[None])[0]
+        if self.config.likelihood:
+            total = score + self.config.likelihood * self.planner.score(text, lengths, torch.tensor([seconds]), plans[None])[0]
         if self.config.roughness and len(motions) > 1:
             rough = torch.tensor([_roughness(m) for m in motions])
-            total = score - self.config.roughness * (rough / rough.mean(0)).mean(-1)
+            total = total - self.config.roughness * (rough / rough.mean(0)).mean(-1)
         best = int(total.argmax())
         return best, round(float(score[best]), 4)
 
