@@ -41,7 +41,7 @@ class PlannerRecipe(Recipe):
 
 
 class PlannerTask(Task):
-    """Likelihood of plans, normalised by mean and deviation over the train split, as the generator's are."""
+    """Likelihood of plans and the match of sentences with plans; normalised by mean and deviation over the train split, as the generator's are."""
 
     recipe_class = PlannerRecipe
     model: KinematicPlanner
@@ -63,17 +63,25 @@ class PlannerTask(Task):
         if longest > places:
             raise ModelError(f"the longest sentence of {data.corpus} has {longest} tokens; a planner reads {places}.")
         self.model.set_statistics(plans)
+        if model.bank_size > len(plans):
+            raise ModelError(f"model.bank_size {model.bank_size} is more than the {len(plans)} plans of {data.corpus}.")
+        if model.bank_size:
+            every = torch.linspace(0, len(plans) - 1, model.bank_size).long()
+            self.model.bank.copy_(plans[every])
 
     def _draw(self, corpus: EncodedCorpus, generator: torch.Generator) -> dict[str, Tensor]:
         data = self.recipe.data
         batch = corpus.batch(corpus.draw(data.batch, generator), generator, data.kind_weights)
-        return {name: batch[name] for name in ("text", "text_lengths", "seconds", "plan")}
+        return {name: batch[name] for name in ("text", "text_lengths", "text_ids", "seconds", "plan")}
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         return self._draw(self.train, generator)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"total": self.model.loss(batch["text"], batch["text_lengths"], batch["seconds"], batch["plan"])}
+        text, lengths, plans, said = batch["text"], batch["text_lengths"], batch["plan"], batch["text_ids"]
+        likelihood = self.model.loss(text, lengths, batch["seconds"], plans)
+        match = self.model.match_loss(text, lengths, plans, said[:, None] == said)
+        return {"total": likelihood + match, "likelihood": likelihood, "match": match}
 
     def validate(self) -> dict[str, float]:
         """The loss, the mean error in deviations of the data, and the share of values that a sentence determines."""
