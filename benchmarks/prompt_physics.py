@@ -181,7 +181,11 @@ def walks_and_turns(sign: int, least: float = 40) -> Callable[[Body], bool]:
 def circles(sign: int = 0) -> Callable[[Body], bool]:
     def check(b: Body) -> bool:
         turned = b.turn if sign == 0 else sign * b.turn
-        return (abs(b.turn) > 240 if sign == 0 else turned > 240) and b.body_forward > 0.35 and b.displacement < 0.6 * b.speed * b.seconds
+        return (
+            (abs(b.turn) > 240 if sign == 0 else turned > 240)
+            and b.body_forward > 0.35
+            and b.displacement < 0.6 * b.speed * b.seconds
+        )
 
     return check
 
@@ -246,7 +250,12 @@ TEST: tuple[Prompt, ...] = (
     Prompt("someone walks in a curve, bending rightwards", 5, walks_and_turns(-1), "turn"),
     Prompt("the girl turns leftwards", 3, turns(1), "turn"),
     Prompt("rotate your body to the right", 3, turns(-1), "turn"),
-    Prompt("a person walks ahead, does a U-turn and comes back again", 8, lambda b: b.turned_at_most > 120 and b.body_forward > 0.4, "turn"),
+    Prompt(
+        "a person walks ahead, does a U-turn and comes back again",
+        8,
+        lambda b: b.turned_at_most > 120 and b.body_forward > 0.4,
+        "turn",
+    ),
     Prompt("walking around in circles", 9, circles(), "circle"),
     Prompt("a man paces in a circle counterclockwise", 9, circles(1), "circle"),
     Prompt("a woman walks along a clockwise circle", 8, circles(-1), "circle"),
@@ -268,8 +277,12 @@ TEST: tuple[Prompt, ...] = (
     Prompt("the student raises her right hand", 3, raises(RIGHT), "arm"),
     Prompt("left arm goes up in the air", 3, raises(LEFT), "arm"),
     Prompt("both hands are lifted above the head", 4, raises_both, "arm"),
-    Prompt("a boxer punches with his right fist", 3, both(hand(RIGHT, 1.1), lambda b: b.hand_reach(RIGHT) > 0.35), "arm"),
-    Prompt("a boxer throws jabs with his left hand", 3, both(hand(LEFT, 1.1), lambda b: b.hand_reach(LEFT) > 0.35), "arm"),
+    Prompt(
+        "a boxer punches with his right fist", 3, both(hand(RIGHT, 1.1), lambda b: b.hand_reach(RIGHT) > 0.35), "arm"
+    ),
+    Prompt(
+        "a boxer throws jabs with his left hand", 3, both(hand(LEFT, 1.1), lambda b: b.hand_reach(LEFT) > 0.35), "arm"
+    ),
     Prompt("a fighter kicks using the right foot", 3, kicks(RIGHT), "leg"),
     Prompt("kicking high with the left leg", 3, kicks(LEFT), "leg"),
     Prompt("the man raises his left knee", 3, kicks(LEFT), "leg"),
@@ -312,7 +325,12 @@ DEV: tuple[Prompt, ...] = (
     Prompt("reach up with your left hand", 3, raises(LEFT), "arm"),
     Prompt("raising the right arm high", 3, raises(RIGHT), "arm"),
     Prompt("throw both arms up in joy", 4, raises_both, "arm"),
-    Prompt("someone punches forward with the left hand", 3, both(hand(LEFT, 1.1), lambda b: b.hand_reach(LEFT) > 0.35), "arm"),
+    Prompt(
+        "someone punches forward with the left hand",
+        3,
+        both(hand(LEFT, 1.1), lambda b: b.hand_reach(LEFT) > 0.35),
+        "arm",
+    ),
     Prompt("a karate fighter does a left kick", 3, kicks(LEFT), "leg"),
     Prompt("a soccer player kicks a ball with the right foot", 4, kicks(RIGHT), "leg"),
     Prompt("lift your right knee up", 3, kicks(RIGHT), "leg"),
@@ -320,7 +338,12 @@ DEV: tuple[Prompt, ...] = (
     Prompt("a person does a somersault", 3, lambda b: b.lean < 0.0, "acrobatic"),
     Prompt("falling down onto the floor", 4, lambda b: b.lowest_pelvis < 0.45, "acrobatic"),
     Prompt("an exercise with arms and legs spreading", 5, lambda b: b.busy > 0.3, "exercise"),
-    Prompt("march in place", 4, lambda b: min(b.foot_travel(0), b.foot_travel(1)) > 0.25 and b.displacement < 1.2, "exercise"),
+    Prompt(
+        "march in place",
+        4,
+        lambda b: min(b.foot_travel(0), b.foot_travel(1)) > 0.25 and b.displacement < 1.2,
+        "exercise",
+    ),
 )
 """Forty prompts used while settings were chosen; their pass rate flatters."""
 
@@ -387,13 +410,19 @@ def retrieval(corpus_path: Path) -> tuple[Maker, Maker, list[Motion]]:
     corpus = Corpus.open(corpus_path)
     rep = vadis.representation(corpus.about["representation"])
     encoder = MiniLMEncoder()
-    rows = [(c, t) for c in corpus.subset(split="train") for t in c.captions if t.kind in ("whole", "label", "detailed")]
+    rows = [
+        (c, t) for c in corpus.subset(split="train") for t in c.captions if t.kind in ("whole", "label", "detailed")
+    ]
     embedded = encoder.sentence([t.text for _, t in rows])
 
     def cut(row: int, prompt: Prompt) -> Motion:
         clip, caption = rows[row]
         first = round(caption.start * rep.fps)
-        return rep.decode(clip.features[first : max(first + 16, first + round(min(prompt.seconds, caption.end - caption.start) * rep.fps))])
+        return rep.decode(
+            clip.features[
+                first : max(first + 16, first + round(min(prompt.seconds, caption.end - caption.start) * rep.fps))
+            ]
+        )
 
     def nearest(prompt: Prompt, seed: int) -> Motion:
         return cut(int((embedded @ encoder.sentence([prompt.text])[0]).argmax()), prompt)
@@ -429,13 +458,22 @@ def main() -> None:
         nearest, anything, real = retrieval(options.corpus)
         results.append(judge("nearest caption", nearest, prompts, 1))
         results.append(judge("random clip", anything, prompts, options.seeds))
-        floor = {"jitter": float(torch.tensor([jitter(m) for m in real]).median()), "slide": float(torch.tensor([foot_slide(m) for m in real]).mean())}
+        floor = {
+            "jitter": float(torch.tensor([jitter(m) for m in real]).median()),
+            "slide": float(torch.tensor([foot_slide(m) for m in real]).mean()),
+        }
         for result in results:
             result["jitter_ratio"] = round(result["jitter"] / floor["jitter"], 3)
             result["slide_ratio"] = round(result["foot_slide"] / floor["slide"], 3)
-        print(json.dumps(results[-2:], indent=1), f"\nreal clips: jitter {floor['jitter']:.2f} m/s³, slide {floor['slide']:.4f} m/s", file=sys.stderr)
+        print(
+            json.dumps(results[-2:], indent=1),
+            f"\nreal clips: jitter {floor['jitter']:.2f} m/s³, slide {floor['slide']:.4f} m/s",
+            file=sys.stderr,
+        )
     for result in results:
-        ratios = f", jitter ×{result['jitter_ratio']}, slide ×{result['slide_ratio']}" if "jitter_ratio" in result else ""
+        ratios = (
+            f", jitter ×{result['jitter_ratio']}, slide ×{result['slide_ratio']}" if "jitter_ratio" in result else ""
+        )
         print(f"{result['system']:32s} obeyed {result['obeyed']:.3f} ± {result['standard_error']:.3f}{ratios}")
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -22,7 +22,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
     except OSError as error:
-        raise FileError(f"can't write {path}: {error.strerror or error}. Choose a folder that you may write to.") from error
+        raise FileError(
+            f"can't write {path}: {error.strerror or error}. Choose a folder that you may write to."
+        ) from error
     os.close(handle)
     os.chmod(name, 0o644)  # mkstemp makes private files; results are meant to be shared
     try:
@@ -40,7 +42,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
     except OSError as error:
-        raise FileError(f"can't write {path}: {error.strerror or error}. Choose a folder that you may write to.") from error
+        raise FileError(
+            f"can't write {path}: {error.strerror or error}. Choose a folder that you may write to."
+        ) from error
     os.chmod(temporary, 0o755)
     try:
         yield temporary

@@ -51,7 +51,9 @@ class Motion:
         if not (torch.isfinite(self.root).all() and torch.isfinite(self.rotations).all()):
             bad = ~(torch.isfinite(self.root).all(-1) & torch.isfinite(self.rotations).flatten(1).all(-1))
             first = int(bad.nonzero()[0])
-            raise VadisError(f"{int(bad.sum())} of {frames} frames hold NaN or infinite values, the first is frame {first}.")
+            raise VadisError(
+                f"{int(bad.sum())} of {frames} frames hold NaN or infinite values, the first is frame {first}."
+            )
 
     @property
     def num_frames(self) -> int:
@@ -90,7 +92,9 @@ class Motion:
             raise VadisError(f"frames per second must be positive; got {fps}.")
         if abs(fps - self.fps) < 1e-6 * fps:
             return self.replace(fps=float(fps))
-        count = int((self.num_frames - 1) * fps / self.fps + 1e-4) + 1  # 1e-4: rates such as 119.88 are rounded in files
+        count = (
+            int((self.num_frames - 1) * fps / self.fps + 1e-4) + 1
+        )  # 1e-4: rates such as 119.88 are rounded in files
         where = (torch.arange(count, dtype=torch.float64) * (self.fps / fps)).clamp(max=self.num_frames - 1)
         low = where.floor().long().clamp(max=max(self.num_frames - 2, 0))
         high = (low + 1).clamp(max=self.num_frames - 1)
@@ -150,9 +154,13 @@ class Motion:
         result = motions[0]
         for motion in motions[1:]:
             if not motion.skeleton.same_tree(result.skeleton):
-                raise SkeletonError(f"can't join {motion.skeleton} to {result.skeleton}: retarget them to one skeleton first.")
+                raise SkeletonError(
+                    f"can't join {motion.skeleton} to {result.skeleton}: retarget them to one skeleton first."
+                )
             if abs(motion.fps - result.fps) > 1e-3:
-                raise VadisError(f"can't join {motion.fps:g} to {result.fps:g} frames/s: resample them to one rate first.")
+                raise VadisError(
+                    f"can't join {motion.fps:g} to {result.fps:g} frames/s: resample them to one rate first."
+                )
             if blend > min(motion.num_frames, result.num_frames):
                 raise VadisError(f"a blend of {blend} frames needs parts at least that long.")
             result = _join(result, motion, blend, align)

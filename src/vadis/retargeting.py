@@ -339,7 +339,9 @@ def retarget(
         mapping = _mapping_or_error(source)
         mapping = Mapping(mapping.kind, mapping.joints | (joints or {}))
     if mapping.kind == "smpl22":
-        order = [source.index(mapping.joints[name]) for name in SMPL22_NAMES]  # files go branch by branch, may have hands
+        order = [
+            source.index(mapping.joints[name]) for name in SMPL22_NAMES
+        ]  # files go branch by branch, may have hands
         moved = motion.replace(skeleton=target, rotations=motion.rotations[:, order])
         scale = _leg_length(target, TABLES["smpl22"]) / _leg_length(source, mapping.joints)
         moved = moved.replace(root=moved.root * scale) if abs(scale - 1) > 1e-6 else moved

@@ -189,7 +189,9 @@ class Skeleton:
         swap, flip = self.mirror_indices, torch.tensor([-1.0, 1.0, 1.0])
         offsets = self.offsets[swap] * flip.to(self.offsets)
         tips = {int(swap[j]): tip * flip.to(tip) for j, tip in self.end_sites.items()}
-        same_tips = tips.keys() == self.end_sites.keys() and all(torch.equal(t, self.end_sites[j]) for j, t in tips.items())
+        same_tips = tips.keys() == self.end_sites.keys() and all(
+            torch.equal(t, self.end_sites[j]) for j, t in tips.items()
+        )
         if torch.equal(offsets, self.offsets) and same_tips:
             return self
         return Skeleton(self.names, self.parents, offsets, self.name, tips)

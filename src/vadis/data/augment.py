@@ -87,7 +87,9 @@ class _Pool:
         self.moving = [p for p in self.pieces if p.kinds & {"walk", "run"} and not p.kinds & _SPECIAL]
         self.walking = [p for p in self.moving if "run" not in p.kinds]
         self.quiet = self._windows(quiet=True)
-        self.standing = [m for m in self.quiet if float(kinematic_plan(m.positions, m.fps)[0, _A["pelvis_height_min"]]) > 0.85]
+        self.standing = [
+            m for m in self.quiet if float(kinematic_plan(m.positions, m.fps)[0, _A["pelvis_height_min"]]) > 0.85
+        ]
         self.arms = self._windows(quiet=False)
         if not self.pieces:
             raise VadisError(f"the split {split!r} of {corpus.path} has no captioned stretch to augment.")
@@ -285,7 +287,9 @@ class Augmenter:
         return compose.hold(rng.choice(pool).retime(rng.uniform(0.5, 1.0)), self._length(rng)), []
 
 
-def augment_corpus(corpus: Corpus, out: str | Path, options: AugmentOptions | None = None, progress: bool = True) -> Corpus:
+def augment_corpus(
+    corpus: Corpus, out: str | Path, options: AugmentOptions | None = None, progress: bool = True
+) -> Corpus:
     """Draw `options.clips` training and `options.validation_clips` validation clips from a corpus into a new one.
 
     Deterministic in (corpus, options); interrupted work is taken up again. Validation clips are plain segments and crops

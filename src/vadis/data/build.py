@@ -158,7 +158,9 @@ def build_corpus(
     names = [Path(name).stem for source in sources for name, _ in iter_motion_files(source)]
     double = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if double:
-        raise FileError(f"{len(double)} clip names occur twice in the sources ({', '.join(double[:5])}); rename the files.")
+        raise FileError(
+            f"{len(double)} clip names occur twice in the sources ({', '.join(double[:5])}); rename the files."
+        )
     if options.mirror and (taken := sorted({f"M{n}" for n in names} & set(names))):
         raise FileError(f"mirrored copies would take the names of {', '.join(taken[:5])}; rename those files.")
     if not names:
@@ -185,7 +187,17 @@ def build_corpus(
                 name = Path(file_name).stem
                 bar.update(task, advance=1, description=name[:24].ljust(24))
                 if done > complete:
-                    _add_clip(writer, rep, name, path, texts.get(name, []), facts.get(name, {}), splits, group_of(name), options)
+                    _add_clip(
+                        writer,
+                        rep,
+                        name,
+                        path,
+                        texts.get(name, []),
+                        facts.get(name, {}),
+                        splits,
+                        group_of(name),
+                        options,
+                    )
     return Corpus.open(out)
 
 

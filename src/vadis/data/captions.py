@@ -84,11 +84,27 @@ _JUMP_FORWARD = ("jump forward", "leap forward", "do a long jump", "hop forward"
                  "leap ahead with both feet", "bound forward", "jump forwards")  # fmt: skip
 _CROUCH = ("crouch", "crouch down", "squat", "squat down", "bend the knees", "lower the body", "duck down", "sink down",
            "get low", "drop into a crouch", "do a squat", "bend down low", "bend the knees and go down", "stoop")  # fmt: skip
-_SIT = ("sit down", "sit", "sit down on a chair", "take a seat", "lower into a sitting position", "sit low", "be seated")
+_SIT = (
+    "sit down",
+    "sit",
+    "sit down on a chair",
+    "take a seat",
+    "lower into a sitting position",
+    "sit low",
+    "be seated",
+)
 _RISE = ("stand up", "rise", "get up", "straighten up", "rise to standing", "come up from a crouch", "get back up")
 _LIE = ("lie on the ground", "lie down", "lie on the floor", "be down on the ground", "lay on the floor", "fall to the ground",
         "fall down", "drop to the floor")  # fmt: skip
-_FLIP = ("do a flip", "do a cartwheel", "turn upside down", "do an acrobatic move", "tumble", "do a handstand", "flip over")
+_FLIP = (
+    "do a flip",
+    "do a cartwheel",
+    "turn upside down",
+    "do an acrobatic move",
+    "tumble",
+    "do a handstand",
+    "flip over",
+)
 _BEND = ("bend forward", "lean forward", "bow", "bend over", "bend down", "bend at the waist", "lean the upper body forward",
          "stoop forward", "hunch over", "take a bow", "reach down")  # fmt: skip
 _RAISE = ("raise the {d} arm", "lift the {d} arm", "raise the {d} hand", "put the {d} hand up", "lift the {d} hand up high",

@@ -67,6 +67,8 @@ def repair(motion: Motion, max_pop: float = MAX_POP) -> tuple[list[Motion], Clea
     mended = motion.replace(root=root, rotations=rotations)
     edges = [0, *(c + 1 for c in cuts), motion.num_frames]
     parts = [
-        mended.crop(a, b).replace(meta=motion.meta | {"first_frame": a}) for a, b in zip(edges, edges[1:], strict=False) if b > a
+        mended.crop(a, b).replace(meta=motion.meta | {"first_frame": a})
+        for a, b in zip(edges, edges[1:], strict=False)
+        if b > a
     ]
     return parts, CleanReport(tuple(jumps), pops, filled)

@@ -73,7 +73,9 @@ def join(first: Motion, second: Motion, search: float = 0.8, blend: float = 0.27
     half = width // 2
     reach = round(search * fps)
     if first.num_frames < 2 * width or second.num_frames < 2 * width:
-        raise VadisError(f"joining needs parts of at least {2 * width} frames; got {first.num_frames} and {second.num_frames}.")
+        raise VadisError(
+            f"joining needs parts of at least {2 * width} frames; got {first.num_frames} and {second.num_frames}."
+        )
     # The frames that are most alike are laid on each other in the middle of the cross-fade, so both are in step there.
     start = first.num_frames - max(width, min(reach, first.num_frames // 2))
     tail = descriptor(first)[start : first.num_frames - (width - half) + 1]

@@ -43,7 +43,9 @@ class _Asf:
         self.bones: dict[str, _Bone] = {"root": self.root}
         self.parents: dict[str, str] = {}
         section, bone = "", None
-        for number, line in enumerate(data.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
+        for number, line in enumerate(
+            data.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1
+        ):
             words = line.split("#")[0].split()
             if not words:
                 continue

@@ -107,7 +107,9 @@ def kinematic_plan(positions: Tensor, fps: float) -> Tensor:
 
 
 _MIRROR = [ATTRIBUTES.index(_swap_side(name)) for name in ATTRIBUTES]
-_SIGN = torch.tensor([-1.0 if name in ("left_speed", "yaw", "left_distance", "lean_left") else 1.0 for name in ATTRIBUTES])
+_SIGN = torch.tensor(
+    [-1.0 if name in ("left_speed", "yaw", "left_distance", "lean_left") else 1.0 for name in ATTRIBUTES]
+)
 
 
 def mirror_plan(plan: Tensor) -> Tensor:

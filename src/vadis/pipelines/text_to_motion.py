@@ -281,7 +281,10 @@ class TextToMotionPipeline:
         lengths = torch.tensor([text.shape[1]])
         score = total = self.planner.match(text, lengths, plans[None])[0]
         if self.config.likelihood:
-            total = score + self.config.likelihood * self.planner.score(text, lengths, torch.tensor([seconds]), plans[None])[0]
+            total = (
+                score
+                + self.config.likelihood * self.planner.score(text, lengths, torch.tensor([seconds]), plans[None])[0]
+            )
         if self.config.roughness and len(motions) > 1:
             rough = torch.tensor([_roughness(m) for m in motions])
             total = total - self.config.roughness * (rough / rough.mean(0)).mean(-1)
@@ -321,7 +324,12 @@ class TextToMotionPipeline:
                 if past:
                     options["history"] = [torch.stack(tokens[-past:])]
                 for step in self.generator.stream(
-                    part, torch.tensor([part.shape[1]]), num_tokens=more, **chosen, **options, seed=[seed + i + 7919 * made]
+                    part,
+                    torch.tensor([part.shape[1]]),
+                    num_tokens=more,
+                    **chosen,
+                    **options,
+                    seed=[seed + i + 7919 * made],
                 ):
                     tokens.append(step.tokens[0])
                     final = len(tokens) - reach

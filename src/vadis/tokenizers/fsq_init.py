@@ -80,8 +80,10 @@ def init_from_pca(
     _shrink(tokenizer)
     pair, mid = torch.cat([torch.eye(half), -torch.eye(half)], dim=1).to(patches), c.kernel_size // 2
     first, last = encoder
+    first_bias, final_bias = first.bias, decoder[-1].bias
+    assert first_bias is not None and final_bias is not None
     _center(first).add_(torch.cat([analysis, -analysis]))
-    first.bias.copy_(torch.cat([-(analysis @ center), analysis @ center]))
+    first_bias.copy_(torch.cat([-(analysis @ center), analysis @ center]))
     _center(last)[:half] += pair
     quantizer.project_in.weight[:, :channels] += torch.eye(channels).to(patches)
     quantizer.project_out.weight[:channels] += torch.diag(gain)
@@ -90,7 +92,7 @@ def init_from_pca(
     _center(between).add_(torch.eye(c.width).to(patches))
     final.weight.zero_()
     final.weight[..., mid] = torch.cat([synthesis, -synthesis]).T
-    final.bias.copy_(center)
+    final_bias.copy_(center)
     return float(deviation[:channels].square().sum() / weighted.square().sum(1).mean())
 
 
@@ -119,7 +121,8 @@ def _shrink(tokenizer: FSQTokenizer) -> None:
     for layer in straight:
         if isinstance(layer, nn.Conv1d | nn.Linear):
             layer.weight.mul_(_FIRST if layer is first else _OTHERS)
-            layer.bias.zero_()
+            if layer.bias is not None:
+                layer.bias.zero_()
     for name, parameter in tokenizer.named_parameters():
         if name.endswith("conv2.weight"):
             parameter.mul_(_OTHERS)
