@@ -8,7 +8,7 @@ from conftest import procedural_walk
 
 from vadis import rotation
 from vadis.errors import ShapeError
-from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS, body_heading, kinematic_plan
+from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS, body_heading, kinematic_plan, mirror_plan
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES, smpl22
 
@@ -134,3 +134,9 @@ def test_leaning_and_lying():
     assert plan(body.replace(rotations=forward))["lean_left"] == pytest.approx(math.sin(0.5), abs=0.05)
     forward[:, 0] = rotation.from_rotvec(torch.tensor([math.pi, 0.0, 0.0]))
     assert plan(body.replace(rotations=forward))["upright_min"] == pytest.approx(-1, abs=0.01)
+
+
+def test_a_mirrored_plan_is_the_plan_of_the_mirrored_motion() -> None:
+    walk = procedural_walk(90, turn=0.8)
+    mirrored = kinematic_plan(walk.mirror().positions, walk.fps)
+    torch.testing.assert_close(mirror_plan(kinematic_plan(walk.positions, walk.fps)), mirrored, atol=1e-4, rtol=0)

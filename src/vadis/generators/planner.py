@@ -146,7 +146,7 @@ class KinematicPlanner(Component):
         `same` (B, B) bool: pairs that say the same sentence and don't count against each other.
         """
         words = self.embed_text(text, text_lengths)
-        bodies = self.embed_plan(torch.cat([plans, mirror_plan(plans)]))
+        bodies = self.embed_plan(torch.cat([plans, mirror_plan(plans, self.config.attributes)]))
         scale = self.log_temperature.clamp(max=3.4).exp()
         logits = scale * words @ bodies.T  # (B, 2 B)
         own = torch.arange(len(words), device=words.device)

@@ -106,12 +106,9 @@ def kinematic_plan(positions: Tensor, fps: float) -> Tensor:
     return torch.stack(rows)
 
 
-_MIRROR = [ATTRIBUTES.index(_swap_side(name)) for name in ATTRIBUTES]
-_SIGN = torch.tensor(
-    [-1.0 if name in ("left_speed", "yaw", "left_distance", "lean_left") else 1.0 for name in ATTRIBUTES]
-)
-
-
-def mirror_plan(plan: Tensor) -> Tensor:
-    """The plan `(..., A)`, in physical units, of the left-right mirrored motion."""
-    return plan[..., _MIRROR] * _SIGN
+def mirror_plan(plan: Tensor, attributes: tuple[str, ...] = ATTRIBUTES) -> Tensor:
+    """The plan `(..., A)`, in physical units, of the left-right mirrored motion; `attributes` names its columns."""
+    swapped = [_swap_side(name) for name in attributes]
+    order = [attributes.index(other) if other in attributes else k for k, other in enumerate(swapped)]
+    sign = [-1.0 if name in ("left_speed", "yaw", "left_distance", "lean_left") else 1.0 for name in attributes]
+    return plan[..., order] * torch.tensor(sign, dtype=plan.dtype, device=plan.device)
