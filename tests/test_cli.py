@@ -303,7 +303,7 @@ def tiny_model(walk: Motion, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vadis.tokenizers import FSQTokenizer, FSQTokenizerConfig
 
     torch.manual_seed(0)
-    tokenizer = FSQTokenizer(FSQTokenizerConfig(width=16, code_dim=16, output_emb_width=16, depth=1, levels=(5, 5)))
+    tokenizer = FSQTokenizer(FSQTokenizerConfig(width=16, code_dim=16, depth=1, levels=(5, 5)))
     rep = representation("ms272")
     mean, std = rep.statistics([rep.encode(walk)])
     tokenizer.set_statistics(mean.float(), 0.2 * std.float())

@@ -17,7 +17,7 @@ from vadis.tokenizers.losses import reconstruction_losses, root_path
 
 def tiny(**changes: object) -> FSQTokenizer:
     torch.manual_seed(0)
-    fields = dict(width=16, code_dim=16, output_emb_width=16, depth=2, levels=(5, 5, 5, 5, 5, 5), groups=2)
+    fields = dict(width=16, code_dim=16, depth=2, levels=(5, 5, 5, 5, 5, 5), groups=2)
     tokenizer = FSQTokenizer(FSQTokenizerConfig(**(fields | changes)))
     tokenizer.set_statistics(torch.linspace(-1, 1, 272), torch.linspace(0.5, 2, 272))
     return tokenizer.eval()
@@ -26,10 +26,10 @@ def tiny(**changes: object) -> FSQTokenizer:
 def test_groups_are_independent_quantisers() -> None:
     levels = (8, 5, 5, 8, 5, 5)
     z = torch.randn(3, 7, 6)
-    _, tokens, _ = FSQ(levels, groups=2)(z)
+    tokens = FSQ(levels, groups=2)(z).tokens
     assert tokens.shape == (3, 7, 2)
     for group in range(2):
-        _, alone, _ = FSQ(levels[:3])(z[..., 3 * group : 3 * group + 3])
+        alone = FSQ(levels[:3])(z[..., 3 * group : 3 * group + 3]).tokens
         assert torch.equal(tokens[..., group], alone)
 
 
@@ -43,9 +43,9 @@ def test_the_quantiser_stays_in_float32_under_autocast() -> None:
     quantizer = FSQ((8, 8, 8), dim=16)
     x = torch.randn(2, 40, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, tokens, projected = quantizer(x)
+        out, tokens, _ = quantizer(x)
     plain = quantizer(x)
-    assert out.dtype == torch.float32 and torch.equal(tokens, plain[1]) and torch.equal(projected, plain[2])
+    assert out.dtype == torch.float32 and torch.equal(tokens, plain.tokens) and torch.equal(out, plain.vectors)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,9 @@ def test_a_decoded_frame_reaches_no_further_than_stated() -> None:
     other = tokens.clone()
     other[:, 40] = (other[:, 40] + 60) % 125
     moved = (tokenizer.decode(tokens) != tokenizer.decode(other)).any(-1)[0].nonzero()[:, 0] // 2
-    assert 40 - int(moved.min()) <= tokenizer.receptive_tokens and int(moved.max()) - 40 <= tokenizer.receptive_tokens
+    assert (
+        40 - int(moved.min()) <= tokenizer.decoder_context[1] and int(moved.max()) - 40 <= tokenizer.decoder_context[1]
+    )
 
 
 def test_root_path_integrates_a_circle() -> None:
@@ -141,7 +143,7 @@ def test_errors_say_what_to_do() -> None:
 )
 def test_impossible_configs_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises((ModelError, ValueError), match="groups|power of two|at least 2"):
-        FSQTokenizer(FSQTokenizerConfig(width=8, code_dim=8, output_emb_width=8, **fields))
+        FSQTokenizer(FSQTokenizerConfig(width=8, code_dim=8, **fields))
 
 
 def test_blocks_count_by_their_weights(walk) -> None:
@@ -181,7 +183,7 @@ def test_kinematic_terms_see_the_pose_and_the_drift(walk) -> None:
 def test_a_pca_start_is_a_linear_code_and_errors_are_measured(walk) -> None:
     rep = representation("ms272")
     features = rep.encode(walk)
-    changes = {"width": 48, "code_dim": 48, "output_emb_width": 48, "down_t": 0, "patch_size": 4, "norm": None}
+    changes = {"width": 48, "code_dim": 48, "down_t": 0, "patch_size": 4, "norm": None}
     model = tiny(**changes, levels=(9,) * 8, groups=4)
     std = rep.statistics([features])[1]
     model.set_statistics(features.mean(0), std)

@@ -24,7 +24,7 @@ from vadis.tokenizers import FSQTokenizer, FSQTokenizerConfig
 
 def tokenizer(**changes: object) -> FSQTokenizer:
     torch.manual_seed(0)
-    fields = dict(width=16, code_dim=16, output_emb_width=16, depth=2, levels=(8, 8, 8))
+    fields = dict(width=16, code_dim=16, depth=2, levels=(8, 8, 8))
     model = FSQTokenizer(FSQTokenizerConfig(**(fields | changes))).eval()
     model.set_statistics(torch.linspace(-1, 1, 272), torch.linspace(0.5, 2, 272))
     return model

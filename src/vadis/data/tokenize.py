@@ -108,7 +108,7 @@ def encode_corpus(
             "fps": corpus.fps,
             "frames_per_token": per_token,
             "vocab_size": int(tokenizer.vocab_size),
-            "groups": int(tokenizer.groups),
+            "groups": int(tokenizer.tokens_per_step),
             "tokenizer": {"config": _plain(tokenizer.config), "sha256": fingerprint(tokenizer)},
             "text_encoder": {"name": text_encoder.name, "dim": int(text_encoder.dim)},
             "plan": plan is not None,
@@ -182,7 +182,7 @@ def _write_tokens(
     folder: Path,
     show: Any,
 ) -> None:
-    groups = int(tokenizer.groups)
+    groups = int(tokenizer.tokens_per_step)
     kind = np.uint16 if tokenizer.vocab_size <= 65_536 else np.uint32
     out = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=kind, shape=(int(firsts[-1]), groups))
     order = sorted(range(len(segments)), key=lambda i: segments[i].frames)  # equal lengths share a call

@@ -88,10 +88,10 @@ class TextToMotionPipeline:
         self.config = config or GenerationConfig()
         self._text_encoder = text_encoder
         self.representation = representation(tokenizer.representation)
-        if generator.config.nb_code != tokenizer.vocab_size or generator.config.groups != tokenizer.groups:
+        if generator.config.nb_code != tokenizer.vocab_size or generator.config.groups != tokenizer.tokens_per_step:
             raise ModelError(
                 f"the generator speaks {generator.config.groups} × {generator.config.nb_code} codes, the tokenizer "
-                f"{tokenizer.groups} × {tokenizer.vocab_size}: they don't belong together."
+                f"{tokenizer.tokens_per_step} × {tokenizer.vocab_size}: they don't belong together."
             )
 
     # ---- parts
@@ -308,7 +308,8 @@ class TextToMotionPipeline:
         if unknown := set(settings) - set(names):
             raise VadisError(f"unknown settings {', '.join(sorted(unknown))}; a stream takes {', '.join(names)}.")
         chosen = {k: settings.get(k) if settings.get(k) is not None else getattr(self.config, k) for k in names}
-        fps, per_token, reach = self.tokenizer.fps, self.tokenizer.frames_per_token, self.tokenizer.receptive_tokens
+        fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
+        _, after = self.tokenizer.decoder_context
         tokens: list[Tensor] = []
         sent = 0
         text, text_lengths = self.text_encoder.encode(texts)
@@ -332,7 +333,7 @@ class TextToMotionPipeline:
                     seed=[seed + i + 7919 * made],
                 ):
                     tokens.append(step.tokens[0])
-                    final = len(tokens) - reach
+                    final = len(tokens) - after
                     if final > sent:
                         yield self._final(tokens, sent, final)
                         sent = final
@@ -341,9 +342,9 @@ class TextToMotionPipeline:
 
     def _final(self, tokens: list[Tensor], start: int, stop: int) -> Tensor:
         """Frames of tokens `start` to `stop`, decoded with all the context that they depend on."""
-        reach, per_token = self.tokenizer.receptive_tokens, self.tokenizer.frames_per_token
-        first = max(0, start - reach)
-        decoded = self.tokenizer.decode(torch.stack(tokens[first : stop + reach]))
+        (before, after), per_token = self.tokenizer.decoder_context, self.tokenizer.frames_per_token
+        first = max(0, start - before)
+        decoded = self.tokenizer.decode(torch.stack(tokens[first : stop + after]))
         return decoded[(start - first) * per_token : (stop - first) * per_token]
 
 

@@ -1,5 +1,6 @@
 """Tokenizers: features to tokens and back, one file a family."""
 
-from vadis.tokenizers.fsq import FSQ, FSQOutput, FSQTokenizer, FSQTokenizerConfig
+from vadis.tokenizers.base import Tokenizer, TokenizerOutput
+from vadis.tokenizers.fsq import FSQ, FSQTokenizer, FSQTokenizerConfig
 
-__all__ = ["FSQ", "FSQOutput", "FSQTokenizer", "FSQTokenizerConfig"]
+__all__ = ["FSQ", "FSQTokenizer", "FSQTokenizerConfig", "Tokenizer", "TokenizerOutput"]

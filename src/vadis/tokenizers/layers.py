@@ -84,9 +84,11 @@ class HaarUnpatcher(_HaarBase):
 
 
 class ResidualBlock(nn.Module):
-    """`x + conv2(act(norm(conv1(act(norm(x))))))`: a dilated convolution and a pointwise one."""
+    """`x + drop(conv2(act(norm(conv1(act(norm(x)))))))`: a dilated convolution and a pointwise one."""
 
-    def __init__(self, width: int, kernel_size: int, dilation: int, act: Activation, norm: Norm | None) -> None:
+    def __init__(
+        self, width: int, kernel_size: int, dilation: int, act: Activation, norm: Norm | None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = normalization(norm, width)
         self.norm2 = normalization(norm, width)
@@ -95,10 +97,11 @@ class ResidualBlock(nn.Module):
         padding = dilation * (kernel_size - 1) // 2
         self.conv1 = nn.Conv1d(width, width, kernel_size, padding=padding, dilation=dilation)
         self.conv2 = nn.Conv1d(width, width, 1)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(self.activation1(self.norm1(x)))
-        return x + self.conv2(self.activation2(self.norm2(hidden)))
+        return x + self.dropout(self.conv2(self.activation2(self.norm2(hidden))))
 
 
 class ResidualStack(nn.Module):
@@ -112,10 +115,11 @@ class ResidualStack(nn.Module):
         kernel_size: int = 3,
         act: Activation = "relu",
         norm: Norm | None = "LN",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         dilations = [growth**i for i in reversed(range(depth))]
-        self.model = nn.Sequential(*(ResidualBlock(width, kernel_size, d, act, norm) for d in dilations))
+        self.model = nn.Sequential(*(ResidualBlock(width, kernel_size, d, act, norm, dropout) for d in dilations))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
