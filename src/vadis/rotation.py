@@ -124,6 +124,15 @@ def unwrap(angle: Tensor) -> Tensor:
     return torch.cat([angle[..., :1], angle[..., 1:] - turns], dim=-1)
 
 
+def running_product(steps: Tensor) -> Tensor:
+    """Products from the left, `out[t] = steps[t] @ ... @ steps[0]`, of `(..., T, 3, 3)`, in log2(T) batched rounds."""
+    reach, total = 1, steps
+    while reach < steps.shape[-3]:
+        total = torch.cat([total[..., :reach, :, :], total[..., reach:, :, :] @ total[..., :-reach, :, :]], dim=-3)
+        reach *= 2
+    return total
+
+
 def between(source: Tensor, target: Tensor) -> Tensor:
     """Smallest rotations that turn `source` onto `target`: two `(..., 3)` of any length to `(..., 3, 3)`.
 

@@ -17,6 +17,9 @@ _MAKERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "ms272_absroot": ("ms272", "MS272", {"root": "absolute"}),
     "hml263": ("hml263", "HumanML", {}),
     "kit251": ("hml263", "HumanML", {"layout": "kit251"}),
+    "vimogen276": ("vimogen276", "ViMoGen276", {}),
+    "smpl135": ("smpl135", "SMPL135", {"name": "smpl135"}),
+    "motionclip135": ("smpl135", "SMPL135", {"name": "motionclip135"}),
 }
 
 

@@ -163,7 +163,7 @@ class MS272(Representation):
             angle = torch.atan2(step[..., 0, 2], step[..., 0, 0])
             heads = rotation.yaw(angle.cumsum(-1) if self.root == "delta" else angle)
         else:
-            heads = _running_product(step) if self.root == "delta" else step
+            heads = rotation.running_product(step) if self.root == "delta" else step
         move = torch.stack([x[..., 0], torch.zeros_like(x[..., 0]), x[..., 1]], dim=-1)
         moved = (heads[..., :-1, :, :].transpose(-1, -2) @ move[..., 1:, :, None])[..., 0]
         path = torch.cat([move[..., :1, :], moved], dim=-2).cumsum(-2)
@@ -262,7 +262,7 @@ class MS272(Representation):
         if self.root == "absolute":
             return self.check(features)
         features = self.check(features).clone()
-        heads = _running_product(rotation.from_6d(features[..., 2:8].double(), "rows"))
+        heads = rotation.running_product(rotation.from_6d(features[..., 2:8].double(), "rows"))
         features[..., 2:8] = rotation.to_6d(heads, "rows").to(features)
         return features
 
@@ -305,11 +305,3 @@ def _heading_rows(turn: Tensor) -> Tensor:
     cos, sin, zero, one = torch.cos(turn), torch.sin(turn), torch.zeros_like(turn), torch.ones_like(turn)
     return torch.stack([cos, zero, -sin, zero, one, zero], dim=-1)
 
-
-def _running_product(steps: Tensor) -> Tensor:
-    """Products from the left, `out[t] = steps[t] @ ... @ steps[0]`, of `(..., T, 3, 3)`, in log2(T) batched rounds."""
-    reach, total = 1, steps
-    while reach < steps.shape[-3]:
-        total = torch.cat([total[..., :reach, :, :], total[..., reach:, :, :] @ total[..., :-reach, :, :]], dim=-3)
-        reach *= 2
-    return total
