@@ -35,6 +35,8 @@ COMPONENTS = {
     "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
     "motionmillion": "vadis.generators.motionmillion:MotionMillion",
     "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
+    "tmr": "vadis.evaluators.tmr:TMREvaluator",
+    "guo": "vadis.evaluators.guo:GuoEvaluator",
 }
 """`type` in config.json → class."""
 BUNDLES = {"TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline"}
@@ -42,8 +44,14 @@ BUNDLES = {"TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionP
 IMPORTERS = {
     "motionmillion-fsq": "vadis.tokenizers.fsq:from_motionmillion",
     "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
+    "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
+    "guo-evaluator": "vadis.evaluators.guo:from_guo",
 }
 """Kind of a published file → function of its state dict and options."""
+WHOLE_FILES = {"guo-evaluator"}
+"""Kinds whose file holds several state dicts: their importer takes all that it holds."""
+NORMALIZED = {"motionmillion-fsq", "ms272-evaluator", "guo-evaluator"}
+"""Kinds whose statistics are looked for beside the file when they are not given."""
 FOLDER_IMPORTERS = {"motius-gotozero": "vadis.generators.motius:from_folder"}
 """Kind of a published folder → function of its path and options."""
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -53,6 +61,11 @@ DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfl
 def _resolve(target: str) -> Any:
     module, name = target.split(":")
     return getattr(import_module(module), name)
+
+
+def component_classes() -> dict[str, type]:
+    """Every class of COMPONENTS by its `type`; imports their modules."""
+    return {name: _resolve(target) for name, target in COMPONENTS.items()}
 
 
 # ---- saving
@@ -220,6 +233,8 @@ def load_component(
             f"{folder} has the type {page.get('type')!r}; this vadis knows {', '.join(sorted(COMPONENTS))}."
         )
     cls = _resolve(COMPONENTS[page["type"]])
+    if hasattr(cls, "from_folder"):  # no network: the class reads its own files
+        return cls.from_folder(folder)
     known = {field.name for field in fields(cls.config_class)}
     unknown = sorted(set(page) - known - {"vadis", "kind"})
     if unknown:
@@ -403,9 +418,9 @@ def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **op
         return _resolve(kinds[kind])(find_folder(source), **options)
     importer = _resolve(kinds[kind])
     if isinstance(source, Mapping):
-        return importer(find_state_dict(source), **options)
+        return importer(source if kind in WHOLE_FILES else find_state_dict(source), **options)
     path = weights_file(source, tuple(f"{kind.split('-')[-1]}{suffix}" for suffix in (".safetensors", ".pt", ".pth")))
-    if kind == "motionmillion-fsq" and "mean" not in options and "std" not in options:
+    if kind in NORMALIZED and "mean" not in options and "std" not in options:
         beside = [path.parent / f"{name}.npy" for name in ("mean", "std")]
         if all(file.is_file() for file in beside):
             options |= {"mean": read_array(beside[0]), "std": read_array(beside[1])}
@@ -414,7 +429,7 @@ def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **op
                 f"{path.name} holds no mean and std, so features must be normalised already; give mean=, std=.",
                 stacklevel=2,
             )
-    return importer(read_state_dict(path), **options)
+    return importer(read_file(path) if kind in WHOLE_FILES else read_state_dict(path), **options)
 
 
 def read_array(path: str | Path) -> np.ndarray:

@@ -1,0 +1,248 @@
+"""TMR on 272 features, MotionStreamer's evaluator (Xiao et al., 2025; TMR: Petrovich et al., ICCV 2023).
+
+A transformer reads the motion, another reads token features of a frozen language model; each gives a normal distribution
+and its mean is the embedding. The published model reads DistilBERT, whose weights are in its checkpoint, and its
+embeddings are not normalised. The small one that comes with vadis reads MiniLM, takes several frames a step and gives
+unit vectors.
+
+Shapes: B clips, T frames, D features, S steps, L text tokens, H width, E values of an embedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from vadis.checkpoint import load_strictly
+from vadis.component import build_config
+from vadis.errors import MissingExtra, ModelError
+from vadis.evaluators.base import Evaluator
+from vadis.evaluators.layers import DistributionEncoder, Normal, SequenceDecoder, inside, sinusoids
+
+STRICT = ConfigDict(extra="forbid")
+TOKENIZER = "distilbert/distilbert-base-uncased"
+
+
+@dataclass(frozen=True, config=STRICT)
+class DistilBertConfig:
+    """Sizes of the language model; the defaults are distilbert-base-uncased."""
+
+    vocab_size: int = 30522
+    positions: int = 512
+    width: int = 768
+    ff: int = 3072
+    layers: int = 6
+    heads: int = 12
+
+
+@dataclass(frozen=True, config=STRICT)
+class TMRConfig:
+    """The published evaluator for 272 features (its file of settings asks for 6 heads; 4 were trained)."""
+
+    type: Literal["tmr"] = "tmr"
+    representation: str = "ms272"
+    feature_dim: int = Field(default=272, ge=1)
+    width: int = Field(default=256, ge=2, multiple_of=2)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    ff: int = Field(default=1024, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    patch: int = Field(default=1, ge=1)
+    """Frames a step; what is left at the end of a clip is not read."""
+    embedding_dim: int | None = Field(default=None, ge=1)
+    """Values of an embedding; null: `width` of them, without a layer in between."""
+    normalize: bool = False
+    """Embeddings of length 1, so that distances order pairs as the cosine does."""
+    text_encoder: Literal["distilbert", "minilm"] = "distilbert"
+    """The frozen language model; MiniLM is not part of the weights."""
+    text_layers: int | None = Field(default=None, ge=1)
+    """Layers over the text; null: as many as over the motion."""
+    distilbert: DistilBertConfig = Field(default_factory=DistilBertConfig)
+    decoder: bool = True
+    """Keep the decoder, which only training needs."""
+    min_frames: int = Field(default=20, ge=1)
+    max_frames: int = Field(default=300, ge=1)
+
+
+class MotionEncoder(DistributionEncoder):
+    """Normalised features to a distribution."""
+
+    def __init__(self, config: TMRConfig) -> None:
+        c = config
+        super().__init__(c.width, c.layers, c.heads, c.ff, c.dropout, c.embedding_dim)
+        self.patch = c.patch
+        self.skel_embedding = nn.Linear(c.patch * c.feature_dim, c.width)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Normal:
+        """Features (B, T, D), lengths (B,) in frames."""
+        steps = features.shape[1] // self.patch
+        x = features[:, : steps * self.patch].reshape(len(features), steps, -1)
+        return self.read(self.skel_embedding(x), inside(lengths // self.patch, steps))
+
+
+class TextEncoder(DistributionEncoder):
+    """Token features of the language model to a distribution."""
+
+    def __init__(self, config: TMRConfig) -> None:
+        c = config
+        super().__init__(c.width, c.text_layers or c.layers, c.heads, c.ff, c.dropout, c.embedding_dim)
+        self.text_model = _distilbert(c.distilbert) if c.text_encoder == "distilbert" else None
+        tokens = c.distilbert.width if self.text_model is not None else 384
+        self.projection = nn.Sequential(nn.ReLU(), nn.Linear(tokens, c.width))
+
+    def forward(self, tokens: Tensor, visible: Tensor) -> Normal:
+        """Token features (B, L, C) and which of them belong to each sentence (B, L) bool."""
+        return self.read(self.projection(tokens), visible)
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """The language model stays frozen and in evaluation mode."""
+        super().train(mode)
+        if self.text_model is not None:
+            self.text_model.eval()
+        return self
+
+
+def _distilbert(sizes: DistilBertConfig) -> Any:
+    try:
+        from transformers import DistilBertConfig as Settings
+        from transformers import DistilBertModel
+    except ImportError as error:
+        raise MissingExtra("this evaluator reads text with DistilBERT: pip install 'vadis[text]'") from error
+    s = sizes
+    settings = Settings(
+        vocab_size=s.vocab_size, max_position_embeddings=s.positions, dim=s.width, hidden_dim=s.ff, n_layers=s.layers,
+        n_heads=s.heads,
+    )  # fmt: skip
+    return DistilBertModel(settings).requires_grad_(False)
+
+
+class TMREvaluator(Evaluator):
+    """Motion and text to one space; see `Evaluator`."""
+
+    config_class = TMRConfig
+    config: TMRConfig
+
+    def __init__(self, config: TMRConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or TMRConfig()
+        self.motionencoder = MotionEncoder(c)
+        self.textencoder = TextEncoder(c)
+        if c.decoder:
+            self.motiondecoder = SequenceDecoder(c.width, c.layers, c.heads, c.ff, c.dropout, c.feature_dim)
+        self._register_statistics(c.feature_dim)
+        self._language: Any = None
+
+    @property
+    def dim(self) -> int:
+        return self.config.embedding_dim or self.config.width
+
+    def encode_motion(self, features: Tensor, lengths: Tensor) -> Tensor:
+        return self.finish(self.motionencoder(features, lengths).mean)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        return self.finish(self.textencoder(*self.read_text(texts)).mean)
+
+    def finish(self, mean: Tensor) -> Tensor:
+        """The embedding of a distribution with that mean (B, E)."""
+        return F.normalize(mean, dim=-1) if self.config.normalize else mean
+
+    @torch.no_grad()
+    def read_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token features (B, L, C) of the frozen language model, and which belong to each sentence (B, L) bool."""
+        if self.config.text_encoder == "minilm":
+            if self._language is None:
+                from vadis.generators.text import MiniLMEncoder
+
+                self._language = [MiniLMEncoder()]  # in a list, so that it is no submodule and not saved
+            tokens, lengths = self._language[0].encode(texts)
+            return tokens.to(self.device), inside(lengths.to(self.device), tokens.shape[1])
+        if self._language is None:
+            self._language = [_tokenizer()]
+        encodings = self._language[0].encode_batch(list(texts))
+        limit = self.config.distilbert.positions
+        rows = [torch.tensor(e.ids if len(e.ids) <= limit else [*e.ids[: limit - 1], e.ids[-1]]) for e in encodings]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+        return self.read_ids(ids, inside(lengths, ids.shape[1]))
+
+    def read_ids(self, ids: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Token features (B, L, C) of DistilBERT for token ids (B, L), and `visible` (B, L) bool again."""
+        model: Any = self.textencoder.text_model
+        return model(input_ids=ids, attention_mask=visible.long()).last_hidden_state, visible
+
+
+def _tokenizer() -> Any:
+    """DistilBERT's tokenizer from the Hub or its cache; raises ModelError when it can't be had."""
+    from huggingface_hub import hf_hub_download
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(hf_hub_download(TOKENIZER, "tokenizer.json"))
+    except Exception as error:  # many kinds: no network, not in the cache
+        raise ModelError(
+            f"this evaluator needs the tokenizer {TOKENIZER}, which is neither cached nor can it be downloaded "
+            f"({(str(error).splitlines() or [''])[0]:.120}). Download it once while online."
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+# ---- the published checkpoint
+
+
+def from_motionstreamer(
+    state: Mapping[str, Tensor],
+    *,
+    mean: Tensor | np.ndarray | None = None,
+    std: Tensor | np.ndarray | None = None,
+    **options: Any,
+) -> TMREvaluator:
+    """The evaluator of a published file (`epoch=99.ckpt`), every tensor of its three networks used once.
+
+    Sizes are read off the tensors; `options` (fields of TMRConfig; `heads`, and `text_heads` of the language model) say
+    what they don't tell. The sentence model and the counters in the file are left aside. `mean` and `std` (272,) are those
+    of HumanML3D-272; without them features must be normalised already. Raises ModelError.
+    """
+    parts = ("motionencoder.", "textencoder.", "motiondecoder.")
+    ours = {name: value for name, value in state.items() if name.startswith(parts)}
+    if not any(name.startswith(parts[0]) for name in ours) or not any(name.startswith(parts[1]) for name in ours):
+        raise ModelError(f"not a MotionStreamer evaluator: no motionencoder and textencoder among {sorted(state)[:8]}.")
+    if (mean is None) != (std is None):
+        raise ModelError("give both mean and std, or neither.")
+    evaluator = TMREvaluator(build_config(TMRConfig, _sizes(ours, options), "options"))
+    for name in [name for name in ours if name.endswith("sequence_pos_encoding.pe")]:
+        table = ours.pop(name).squeeze(1).float()
+        if not torch.allclose(table, sinusoids(*table.shape), atol=1e-2):  # far positions differ by rounding
+            raise ModelError(f"{name} is not the sinusoidal table that this evaluator was published with.")
+    if mean is not None and std is not None:
+        evaluator.set_statistics(mean, std)
+    load_strictly(evaluator, {**ours, "mean": evaluator.mean, "std": evaluator.std})
+    return evaluator.eval()
+
+
+def _sizes(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields that the tensors tell, under the options."""
+    layers = {int(n.split(".")[3]) for n in state if n.startswith("motionencoder.seqTransEncoder.layers.")}
+    deep = {int(n.split(".")[4]) for n in state if n.startswith("textencoder.text_model.transformer.layer.")}
+    rest, bert = dict(options), "textencoder.text_model."
+    try:
+        width, features = state["motionencoder.skel_embedding.weight"].shape
+        language = {
+            "vocab_size": state[f"{bert}embeddings.word_embeddings.weight"].shape[0],
+            "positions": state[f"{bert}embeddings.position_embeddings.weight"].shape[0],
+            "width": state[f"{bert}embeddings.word_embeddings.weight"].shape[1],
+            "ff": state[f"{bert}transformer.layer.0.ffn.lin1.weight"].shape[0],
+            "layers": len(deep),
+            "heads": rest.pop("text_heads", 12),
+        }
+        ff = state["motionencoder.seqTransEncoder.layers.0.linear1.weight"].shape[0]
+    except KeyError as error:
+        raise ModelError(f"not a MotionStreamer evaluator: it has no {error.args[0]}.") from None
+    found = {"width": width, "feature_dim": features, "layers": len(layers), "ff": ff, "distilbert": language}
+    return found | {"decoder": any(n.startswith("motiondecoder.") for n in state)} | rest
