@@ -445,6 +445,14 @@ class Corpus:
                     raise VadisError(f"no clip with {name} {wanted!r} in {self.path}. There are: {there}.")
         return Corpus(self.path, self.about, self._table.filter(keep), self._shards)
 
+    def with_splits(self, splits: Sequence[str]) -> "Corpus":
+        """The same clips with other splits, one a clip; nothing is written. Statistics stay those of the file."""
+        import pyarrow as pa
+
+        place = self._table.column_names.index("split")
+        table = self._table.set_column(place, "split", pa.array(list(splits), pa.string()))
+        return Corpus(self.path, self.about, table, self._shards)
+
     def windows(self, batch: int, length: int, generator: torch.Generator | None = None) -> Tensor:
         """Random windows (B, length, D) float32.
 
