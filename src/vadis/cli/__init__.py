@@ -26,6 +26,7 @@ VERBS = {
     "data augment": ("vadis.cli.data_augment:Augment", "a larger captioned corpus from a small one"),
     "data encode": ("vadis.cli.data_encode:Encode", "corpus → tokens and text features for training a generator"),
     "data check": ("vadis.cli.data_check:Check", "read a whole corpus and verify every clip"),
+    "data overlap": ("vadis.cli.data_overlap:Overlap", "repeated captions and motion: of test in train, or inside"),
     "data stats": ("vadis.cli.data_stats:Stats", "clips, hours, captions and licences of a corpus"),
     "import": ("vadis.cli.import_checkpoint:Import", "published checkpoint → a folder that vadis loads"),
     "doctor": ("vadis.doctor:Doctor", "versions, device, and what each missing extra would unlock"),
