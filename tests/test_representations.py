@@ -129,7 +129,7 @@ def test_errors_name_the_cure(name: str, walk: Motion) -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(VadisError, match="hml263, kit251, ms272, ms272_absroot"):
+    with pytest.raises(VadisError, match="hml263, kit251, .*ms272, ms272_absroot"):
         vadis.representation("ms273")
     assert {"hml263", "kit251", "ms272", "ms272_absroot"} <= set(representations.names())
 

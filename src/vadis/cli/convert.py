@@ -1,16 +1,24 @@
 """`vadis convert in.bvh out.npy --to ms272`."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_number, check_output, say
+from vadis.cli.common import check_input, check_number, check_output, say
 from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import SUFFIXES, write
 from vadis.errors import VadisError
 
-NAMES = ("ms272", "ms272_absroot", "hml263", "kit251", "positions")
+if TYPE_CHECKING:
+    from vadis.motion import Motion
+    from vadis.representations.conversions import ConversionReport
+
+
+To = Literal[
+    "ms272", "ms272_absroot", "hml263", "kit251", "vimogen276", "smpl135", "motionclip135", "positions"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,12 @@ class Convert:
     """Motion file: .bvh .amc .json (DeepMimic) .npz (AMASS, SMPL) .npy (features, joints, SMPL tables)."""
     target: Annotated[Positional[str], arg(metavar="OUT")]
     """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it)."""
-    to: Literal["ms272", "ms272_absroot", "hml263", "kit251", "positions"] | None = None
+    to: To | None = None
     """What an .npy holds: features of a representation, or joint positions in metres (the default)."""
     representation: Annotated[str | None, arg(name="from", metavar="REPRESENTATION")] = None
     """What an .npy to read holds (a representation, joints or smpl); by default what its shape and notes say."""
     decode: Literal["rotations", "positions"] | None = None
-    """Which part of features to believe when they are turned into a motion; by default rotations."""
+    """Which part of features to believe; by default rotations for a motion file, positions for other features."""
     fps: float | None = None
     """Frame rate of the input, for files that don't say it or say it wrongly."""
     resample: float | None = None
@@ -46,6 +54,8 @@ class Convert:
     """Up axis of a .bvh to write; by default y."""
     t_pose_first_frame: bool = False
     """Put the rest pose before frame 0 of a .bvh to write."""
+    report: bool = False
+    """Also say what the conversion lost: joint error in mm, rotation error, fields dropped or made up."""
 
     def run(self) -> None:
         path = check_output(self.target, SUFFIXES)
@@ -64,6 +74,12 @@ class Convert:
             raise VadisError(
                 f"--write-unit, --write-up and --t-pose-first-frame are for .bvh files; got {path.name!r}."
             )
+        if self.report and suffix in (".png", ".html"):
+            raise VadisError(
+                f"--report compares what was read with what was written; {path.name!r} can't be read back."
+            )
+        if self._features_to_features(path):
+            return
         motion = read_motion(
             self.source,
             fps=self.fps,
@@ -73,14 +89,7 @@ class Convert:
             source=self.decode,
         )
         if self.to not in (None, "positions"):
-            from vadis.representations import representation
-
-            rep = representation(self.to)
-            if self.resample is not None and abs(self.resample - rep.fps) > 1e-3:
-                raise VadisError(
-                    f"{self.to} is defined at {rep.fps:g} frames/s; leave out --resample {self.resample:g}."
-                )
-            motion = on_model_skeleton(motion, rep.fps)
+            motion = on_model_skeleton(motion, _rate_of(self.to, self.resample))
             options = {"representation": self.to}
         elif self.resample is not None:
             motion = motion.resample(self.resample)
@@ -88,4 +97,60 @@ class Convert:
             motion = on_model_skeleton(motion)
         write([motion], path, [path.stem], **options)
         print(path)
+        if self.report:
+            print(_report(motion, path, self.to))
         say(f"{motion.num_frames} frames at {motion.fps:g}/s, {motion.seconds:.2f} s, {motion.skeleton}")
+
+    def _features_to_features(self, path: Path) -> bool:
+        """Convert features straight to features, so that nothing is lost on a way round; False when they aren't."""
+        if self.to in (None, "positions") or Path(self.source).suffix.lower() != ".npy" or self.unit or self.up:
+            return False
+        from vadis.io.npy import load_features, write_array
+        from vadis.representations.conversions import convert
+
+        if self.fps is not None:
+            check_number("--fps", self.fps, 1, 1000, "frames/s")
+        found = load_features(check_input(self.source), self.representation, self.fps)
+        if found is None:
+            return False
+        features, kind, rate, skeleton = found
+        fps = _rate_of(self.to, self.resample)
+        if skeleton is None and kind in ("smpl135", "motionclip135"):
+            from vadis.skeleton import smpl22
+
+            say(f"{kind} holds no bone lengths and no notes say them: posing the body of vadis")
+            skeleton = smpl22()
+        made = convert(
+            features, kind, self.to, fps=rate, fps_out=fps, skeleton=skeleton, joints_from=self.decode or "positions"
+        )
+        write_array(made.features.numpy(), path, self.to, fps, made.skeleton)
+        print(path)
+        if self.report:
+            print(made.report)
+        say(f"{kind} → {self.to}: {len(made.features)} frames at {fps:g}/s, {len(made.features) / fps:.2f} s")
+        return True
+
+
+def _rate_of(name: str, asked: float | None) -> float:
+    """The frame rate of a representation; VadisError when another was asked for."""
+    from vadis.representations import representation
+
+    fps = representation(name).fps
+    if asked is not None and abs(asked - fps) > 1e-3:
+        raise VadisError(f"{name} is defined at {fps:g} frames/s; leave out --resample {asked:g}.")
+    return fps
+
+
+def _report(motion: "Motion", path: Path, to: str | None) -> "ConversionReport":
+    """What the file just written kept of the motion."""
+    from vadis.io import load_motion
+    from vadis.representations.conversions import Body, compare, measure
+
+    if to in (None, "positions"):
+        return compare(motion, load_motion(path), path.suffix)
+    import numpy as np
+    import torch
+
+    made = torch.from_numpy(np.load(path))
+    body = Body(motion.positions.double(), motion.rotations.double(), motion.fps, "of the motion")
+    return measure(body, made, to, motion.fps)

@@ -33,7 +33,7 @@ _SIX_D = {
     "hml263": slice(67, 193),
     "vimogen276": slice(0, 126),
 }
-_SIX_D |= {"smpl135": slice(3, 135), "kit251": slice(64, 184)}
+_SIX_D |= {"smpl135": slice(3, 135), "motionclip135": slice(3, 135), "kit251": slice(64, 184)}
 
 
 def sidecar(path: str | Path) -> Path:
@@ -82,10 +82,56 @@ def load_npy(
     path = Path(path)
     if up not in (None, "y", "z"):
         raise FileError(f"unknown up axis {up!r}: use 'y' or 'z'.")
+    array, kind, stored, notes = _read(path, representation, fps, index, max_bytes)
+    meta: dict[str, Any] = {"file": path.name, "representation": kind}
+    if kind in ("joints", "smpl"):
+        rate = snap_fps(1 / float(stored)) if stored is not None else JOINTS_FPS
+        motion = (
+            _joints(array, rate, up, meta, path.name) if kind == "joints" else _table(array, rate, up, meta, path.name)
+        )
+    else:
+        from vadis.representations import representation as find
+
+        rep = find(kind)
+        features = _features(array, kind, path.name)
+        options: dict[str, Any] = {} if source is None else {"source": source}
+        if (skeleton := _stored_skeleton(notes, path.name)) is not None:
+            options["skeleton"] = skeleton
+        motion = rep.decode(features, fps=float(stored or rep.fps), **options)
+    if stored is None and kind in ("joints", "smpl"):
+        meta["fps_assumed"] = True
+    return motion.replace(meta=motion.meta | meta)
+
+
+def load_features(
+    path: str | Path,
+    representation: str | None = None,
+    fps: float | None = None,
+    index: int | None = None,
+    max_bytes: int = 4 << 30,
+) -> tuple[Tensor, str, float, Skeleton | None] | None:
+    """Features `(T, D)`, their representation, frame rate and skeleton (None when not noted); arguments as in `load_npy`.
+
+    None when the file holds joints or an SMPL table instead. Raises what `load_npy` raises.
+    """
+    path = Path(path)
+    array, kind, stored, notes = _read(path, representation, fps, index, max_bytes)
+    if kind in ("joints", "smpl"):
+        return None
+    from vadis.representations import representation as find
+
+    rate = float(stored or find(kind).fps)
+    return _features(array, kind, path.name), kind, rate, _stored_skeleton(notes, path.name)
+
+
+def _read(
+    path: Path, representation: str | None, fps: float | None, index: int | None, max_bytes: int
+) -> tuple[np.ndarray, str, float | None, dict[str, Any]]:
+    """The array of one clip, what it holds, its frame rate where known, and the notes beside it."""
     notes = read_sidecar(path)
     array = finite(_one_clip(read_npy(path, max_bytes), index, path.name), path.name)
     kind = representation or notes.get("representation") or guess_array(array)
-    if kind == "ms272" and not representation and "representation" not in notes:  # two variants share this width
+    if kind in ("ms272", "smpl135") and not representation and "representation" not in notes:  # two share each width
         from vadis.representations.guess import guess
 
         kind = guess(array)[0].name
@@ -97,30 +143,20 @@ def load_npy(
     stored = fps if fps is not None else notes.get("fps")
     if stored is not None and not (isinstance(stored, int | float) and 0.1 <= stored <= 10_000):
         raise FileError(f"{path.name}: {stored!r} frames per second can't be right; expected 0.1 to 10000.")
-    meta: dict[str, Any] = {"file": path.name, "representation": kind}
-    if kind in ("joints", "smpl"):
-        rate = snap_fps(1 / float(stored)) if stored is not None else JOINTS_FPS
-        motion = (
-            _joints(array, rate, up, meta, path.name) if kind == "joints" else _table(array, rate, up, meta, path.name)
-        )
-    else:
-        from vadis.representations import representation as find
+    return array, kind, stored, notes
 
-        rep = find(kind)
-        if array.ndim != 2 or (array.shape[1] != rep.dim and not (array.shape[1] == 426 and rep.dim == 276)):
-            raise FileError(f"{path.name} has the shape {array.shape}; {kind} features are (T, {rep.dim}).")
-        features = torch.from_numpy(array[:, : rep.dim].copy()).float()
-        if (why := looks_normalized(features, kind)) is not None:
-            raise FileError(
-                f"{path.name} can't be {kind} features in physical units: {why}. Undo the normalisation first."
-            )
-        options: dict[str, Any] = {} if source is None else {"source": source}
-        if (skeleton := _stored_skeleton(notes, path.name)) is not None:
-            options["skeleton"] = skeleton
-        motion = rep.decode(features, fps=float(stored or rep.fps), **options)
-    if stored is None and kind in ("joints", "smpl"):
-        meta["fps_assumed"] = True
-    return motion.replace(meta=motion.meta | meta)
+
+def _features(array: np.ndarray, kind: str, name: str) -> Tensor:
+    """The array as features of `kind`, which it must fit in shape and size of its values."""
+    from vadis.representations import representation as find
+
+    dim = find(kind).dim
+    if array.ndim != 2 or (array.shape[1] != dim and not (array.shape[1] == 426 and dim == 276)):
+        raise FileError(f"{name} has the shape {array.shape}; {kind} features are (T, {dim}).")
+    features = torch.from_numpy(array[:, :dim].copy()).float()
+    if (why := looks_normalized(features, kind)) is not None:
+        raise FileError(f"{name} can't be {kind} features in physical units: {why}. Undo the normalisation first.")
+    return features
 
 
 def guess_array(array: np.ndarray) -> str | None:
@@ -262,14 +298,20 @@ def save_npy(
         from vadis.representations import representation as find
 
         array = find(representation).encode(motion, **options).float().cpu().numpy()
-    page = {
-        "representation": representation or "joints",
-        "fps": motion.fps,
-        "joint_names": list(motion.skeleton.names),
-        "joint_offsets": [[round(value, 7) for value in row] for row in motion.skeleton.offsets.tolist()],
-    }
-    if motion.skeleton.names != SMPL22_NAMES and representation in (None, "joints"):
-        page["representation"] = f"joints of {motion.skeleton.name or 'an unnamed skeleton'}"
+    name = representation or "joints"
+    if motion.skeleton.names != SMPL22_NAMES and name == "joints":
+        name = f"joints of {motion.skeleton.name or 'an unnamed skeleton'}"
+    return write_array(array, path, name, motion.fps, motion.skeleton, notes)
+
+
+def write_array(
+    array: np.ndarray, path: Path, representation: str, fps: float, skeleton: Skeleton | None, notes: bool = True
+) -> Path:
+    """Write an array and, with `notes`, the sidecar that says what it holds. Raises FileError."""
+    page: dict[str, Any] = {"representation": representation, "fps": fps}
+    if skeleton is not None:
+        page["joint_names"] = list(skeleton.names)
+        page["joint_offsets"] = [[round(value, 7) for value in row] for row in skeleton.offsets.tolist()]
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)

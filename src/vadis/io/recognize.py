@@ -288,7 +288,7 @@ def _feature_warnings(values: np.ndarray, kind: str, looks_normalized: Any) -> l
     warnings = []
     if features.shape[-1] >= representation(kind).dim and (why := looks_normalized(features, kind)) is not None:
         warnings.append(f"the values look normalised, not physical ({why}): undo mean and deviation before use.")
-    height = {"ms272": 9, "ms272_absroot": 9, "hml263": 3, "smpl135": 1}.get(kind)
+    height = {"ms272": 9, "ms272_absroot": 9, "hml263": 3, "smpl135": 1, "motionclip135": 1}.get(kind)
     if height is not None and not 0.05 < float(features[:, height].median()) < 2:
         warnings.append(
             f"the pelvis is at a height of {float(features[:, height].median()):.2f} m; 0.1 to 1.2 m is usual."

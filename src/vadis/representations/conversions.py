@@ -74,7 +74,9 @@ class ConversionReport:
             f"  bones       {self.bones}",
         ]
         if self.joint_error_mean_mm is not None:
-            lines.append(f"  joints      {self.joint_error_mean_mm:.3g} mm off, at most {self.joint_error_max_mm:.3g} mm")
+            lines.append(
+                f"  joints      {self.joint_error_mean_mm:.3g} mm off, at most {self.joint_error_max_mm:.3g} mm"
+            )
         if self.rotation_error_mean_deg is not None:
             turned = f"{self.rotation_error_mean_deg:.3g}° off, at most {self.rotation_error_max_deg:.3g}°"
             lines.append(f"  rotations   {turned}")
@@ -85,10 +87,11 @@ class ConversionReport:
 
 
 class Conversion(NamedTuple):
-    """Features `(T', D')` float32 of the target, and what the way there lost."""
+    """Features `(T', D')` float32 of the target, what the way there lost, and the bones of the body where known."""
 
     features: Tensor
     report: ConversionReport
+    skeleton: Skeleton | None = None
 
 
 def convert(
@@ -133,13 +136,14 @@ def convert(
     if same_family and out_rate == rate:
         made = _relabel(x, source, target)
         exact = ConversionReport(source, target, (source, target), True, len(x), len(made), rate, rate, "unchanged")
-        return Conversion(made, exact)
+        return Conversion(made, exact, skeleton)
     body = read_body(x, source, rate, skeleton, joints_from, joints_wanted=not isinstance(goal, SMPL135))
     resampled = resample_body(body, out_rate)
     made = write_body(resampled, target, target_offsets)
     stored = not isinstance(rep, SMPL135)
     report = measure(body, made, target, out_rate, source=source, joints_from=joints_from if stored else "rotations")
-    return Conversion(made, report)
+    bones = skeleton if body.rotations is None else measured_offsets(body.rotations, body.joints)
+    return Conversion(made, report, bones)
 
 
 def _relabel(x: Tensor, source: str, target: str) -> Tensor:
@@ -251,6 +255,28 @@ def _when(frames: int, fps: float, fps_out: float) -> tuple[Tensor, Tensor, Tens
 
 
 # -- the loss
+
+
+def compare(motion: Motion, again: Motion, target: str) -> ConversionReport:
+    """What a motion kept on its way through a file of the kind `target`, joints matched by name, frames by number.
+
+    Raises VadisError when the two have different trees.
+    """
+    if not again.skeleton.same_tree(motion.skeleton):
+        raise VadisError(f"can't compare {motion.skeleton} with {again.skeleton}: their joints differ.")
+    frames = min(motion.num_frames, again.num_frames)
+    turn, aligned = lay_on(again.positions[:frames].double(), motion.positions[:frames].double())
+    off = (aligned - motion.positions[:frames]).norm(dim=-1) * 1000
+    local = again.rotations[:frames].double()
+    local = torch.cat([turn @ local[:, :1], local[:, 1:]], dim=1)
+    angles = rotation.to_rotvec(local.transpose(-1, -2) @ motion.rotations[:frames].double()).norm(dim=-1).rad2deg()
+    dropped = () if frames == motion.num_frames else (f"the last {motion.num_frames - frames} frame(s)",)
+    same_bones = bool((again.skeleton.offsets - motion.skeleton.offsets).abs().max() < 1e-5)
+    return ConversionReport(
+        "motion", target, ("motion", target), bool(off.max() < 0.01 and angles.max() < 0.05) and not dropped,
+        motion.num_frames, again.num_frames, motion.fps, again.fps, "kept" if same_bones else "changed", None, dropped,
+        (), float(off.mean()), float(off.max()), float(angles.mean()), float(angles.max()),
+    )  # fmt: skip
 
 
 def measure(

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vadis import rotation
 from vadis.representations.hml263 import HumanML
 from vadis.representations.ms272 import MS272
+from vadis.representations.vimogen276 import REST_PELVIS, SLICES
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Guess:
 
 
 FPS_NOTE = "The frame rate isn't stored in features."
-_BY_WIDTH_ONLY = {276: "vimogen276", 135: "smpl135"}
+_WIDTHS = (272, 263, 251, 276, 135)
 
 
 def guess(features: Tensor | np.ndarray) -> list[Guess]:
@@ -30,7 +32,7 @@ def guess(features: Tensor | np.ndarray) -> list[Guess]:
     """
     x = torch.as_tensor(features)
     if x.ndim == 3 and x.shape[1] > 3:
-        x = x.flatten(0, 1) if x.shape[-1] in (272, 263, 251, *_BY_WIDTH_ONLY) else x
+        x = x.flatten(0, 1) if x.shape[-1] in _WIDTHS else x
     if x.ndim != 2 or len(x) == 0:
         return []
     x, width = x.double(), x.shape[1]
@@ -43,8 +45,10 @@ def guess(features: Tensor | np.ndarray) -> list[Guess]:
         found = _guess_272(x)
     elif width in (263, 251):
         found = _guess_hml(x, HumanML("hml263" if width == 263 else "kit251"))
-    elif width in _BY_WIDTH_ONLY:
-        found = [Guess(_BY_WIDTH_ONLY[width], 0.6, f"{width} columns; only the width was looked at.")]
+    elif width == 276:
+        found = _guess_276(x)
+    elif width == 135:
+        found = _guess_135(x)
     else:
         return []
     found = [Guess(g.name, g.confidence, f"{g.reason}{note} {FPS_NOTE}") for g in found]
@@ -105,3 +109,40 @@ def _guess_hml(x: Tensor, representation: HumanML) -> list[Guess]:
     if bool(((contacts == 0) | (contacts == 1)).all()) and off < 1e-3:
         return [Guess(name, 0.97, f"{width} columns, unit 6D columns, contacts 0 or 1: encoded motion.")]
     return [Guess(name, 0.85, f"{width} columns, nearly unit 6D columns: a network's output.")]
+
+
+def _six_off(six: Tensor, layout: rotation.SixD) -> float:
+    """Mean distance of 6D values `(T, 6 J)`, read in this layout, from two orthogonal unit vectors."""
+    pairs = six.unflatten(-1, (-1, 6))
+    a, b = (pairs[..., 0::2], pairs[..., 1::2]) if layout == "columns_interleaved" else (pairs[..., :3], pairs[..., 3:])
+    off = (a.norm(dim=-1) - 1).abs() + (b.norm(dim=-1) - 1).abs() + (a * b).sum(-1).abs()
+    return float(off.mean() / 3)
+
+
+def _guess_276(x: Tensor) -> list[Guess]:
+    off = _six_off(x[:, SLICES["joint_rotations"]], "columns_interleaved")
+    if off > 0.15:
+        text = f"276 columns, but 6D columns are {off:.2f} off orthonormal: normalised, apply x * std + mean."
+        return [Guess("vimogen276", 0.5, text)]
+    pelvis = x[:, 126:129] - torch.tensor(REST_PELVIS).to(x)
+    apart = float((x[:, SLICES["translation"]] - pelvis).norm(dim=-1).mean())
+    if off < 1e-3 and apart < 1e-3:
+        return [
+            Guess("vimogen276", 0.97, "276 columns, unit 6D columns, translation and pelvis agree: encoded motion.")
+        ]
+    text = f"276 columns, 6D columns {off:.3f} off orthonormal, translation and pelvis {apart:.3f} m apart"
+    return [Guess("vimogen276", 0.85, f"{text}: a network's output.")]
+
+
+def _guess_135(x: Tensor) -> list[Guess]:
+    layouts: dict[str, rotation.SixD] = {"smpl135": "columns_interleaved", "motionclip135": "columns"}
+    off = {name: _six_off(x[:, 3:], layout) for name, layout in layouts.items()}
+    best, other = sorted(off, key=lambda name: off[name])
+    if off[best] > 0.15:
+        text = f"135 columns, but 6D columns are {off[best]:.2f} off orthonormal: normalised, or another 135."
+        return [Guess("smpl135", 0.4, text), Guess("motionclip135", 0.3, text)]
+    top = 0.95 if off[other] > 3 * off[best] + 1e-3 else 0.55
+    text = (
+        f"135 columns, orthonormal when read as {layouts[best].replace('_', ' ')}; rows would look the same as columns"
+    )
+    return [Guess(best, top, f"{text}."), Guess(other, 1 - top, "135 columns.")]

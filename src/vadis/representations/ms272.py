@@ -304,4 +304,3 @@ def _heading_rows(turn: Tensor) -> Tensor:
     """6D rows of Ry(-turn): `(...)` to `(..., 6)`."""
     cos, sin, zero, one = torch.cos(turn), torch.sin(turn), torch.zeros_like(turn), torch.ones_like(turn)
     return torch.stack([cos, zero, -sin, zero, one, zero], dim=-1)
-
