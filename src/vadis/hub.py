@@ -35,6 +35,7 @@ COMPONENTS = {
     "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
     "motionmillion": "vadis.generators.motionmillion:MotionMillion",
     "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
+    "nrdf": "vadis.metrics.nrdf:PoseField",
     "tmr": "vadis.evaluators.tmr:TMREvaluator",
     "guo": "vadis.evaluators.guo:GuoEvaluator",
 }
@@ -46,6 +47,7 @@ IMPORTERS = {
     "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
     "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
     "guo-evaluator": "vadis.evaluators.guo:from_guo",
+    "nrdf": "vadis.metrics.nrdf:from_nrdf",
 }
 """Kind of a published file → function of its state dict and options."""
 WHOLE_FILES = {"guo-evaluator"}

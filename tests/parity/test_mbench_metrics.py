@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from vadis import rotation
+from vadis.hub import import_checkpoint
 from vadis.metrics.clips import pack
 from vadis.metrics.feet import watch_feet
 from vadis.metrics.mbench import NAMES, mbench_metrics
+from vadis.metrics.penetration import body_penetration, intersecting_pairs
 
-from .fixtures import arrays, manifest, manifests
+from .fixtures import arrays, fill_state, manifest, manifests
 
 
 def folders(topic: str) -> list:
@@ -47,3 +51,41 @@ def test_all_clips_at_once_give_the_same(folder: Path) -> None:
         alone = mbench_metrics(data[f"{case}/joints"], fps=20, mode="compat")
         for field in NAMES:
             np.testing.assert_allclose(getattr(together, field)[row], getattr(alone, field)[0], rtol=1e-6, err_msg=case)
+
+
+@pytest.mark.parametrize("folder", folders("state_dict"))
+def test_pose_field(folder: Path) -> None:
+    about, data = manifest(folder), arrays(folder)
+    distance, encoder = about["config"]["DFNet"], about["config"]["StrEnc"]
+    field = import_checkpoint(
+        "nrdf",
+        fill_state(about["state_dict"], **about.get("fill_parameters", {"gain": 1.0})),
+        parents=tuple(int(parent) for parent in encoder["smpl_mapping"].split(",")),
+        widths=tuple(int(width) for width in distance["dims"].split(",")),
+        beta=distance["beta"],
+    )
+    assert sum(p.numel() for p in field.parameters()) == sum(
+        np.prod(shape) for _, shape in about["state_dict"].values()
+    )
+    places = distance["num_parts"]
+    with torch.no_grad():
+        latent = field.encode(data["quat_wxyz"][:, :places])
+    torch.testing.assert_close(latent, data["latent"], rtol=1e-4, atol=1e-6)
+    rotations = rotation.from_rotvec(data["pose_axis_angle"])
+    for joints, name in (("literal", "literal"), ("body", "body_joints")):
+        quality = field.pose_quality(rotations, joints)
+        torch.testing.assert_close(quality, 10 * data[f"dist_{name}"][:, 0], rtol=1e-4, atol=0)
+        assert float(quality.double().mean()) == pytest.approx(float(data[f"score_{name}"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("folder", folders("cases"))
+def test_body_penetration(folder: Path) -> None:
+    about, data = manifest(folder), arrays(folder)
+    for case in about["cases"]:
+        vertices, faces = (data[f"{case['name']}/{part}"] for part in ("vertices", "faces"))
+        pairs = intersecting_pairs(vertices, faces)
+        assert abs(len(pairs) - case["pairs"]) <= 0.01 * case["pairs"], case["name"]
+        expected = {tuple(pair) for pair in data[f"{case['name']}/pairs"].tolist()}
+        assert len(expected ^ {tuple(pair) for pair in pairs.tolist()}) <= 0.01 * case["pairs"], case["name"]
+        percent = body_penetration(vertices, faces)
+        assert percent == pytest.approx([case["percent"]], rel=0.01), case["name"]
