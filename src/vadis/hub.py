@@ -32,6 +32,7 @@ from vadis.files import atomic_folder, atomic_write
 FORMAT = "1"
 SHARD_BYTES = 5_000_000_000
 COMPONENTS = {
+    "causal_tae": "vadis.tokenizers.causal_tae:CausalTAE",
     "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
     "motionmillion": "vadis.generators.motionmillion:MotionMillion",
     "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
@@ -43,6 +44,7 @@ COMPONENTS = {
 BUNDLES = {"TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline"}
 """`_class_name` in model_index.json → class with `from_pretrained(folder, dtype=, device=, **overrides)`."""
 IMPORTERS = {
+    "motionstreamer-tae": "vadis.tokenizers.causal_tae:from_motionstreamer",
     "motionmillion-fsq": "vadis.tokenizers.fsq:from_motionmillion",
     "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
     "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
@@ -52,7 +54,7 @@ IMPORTERS = {
 """Kind of a published file → function of its state dict and options."""
 WHOLE_FILES = {"guo-evaluator"}
 """Kinds whose file holds several state dicts: their importer takes all that it holds."""
-NORMALIZED = {"motionmillion-fsq", "ms272-evaluator", "guo-evaluator"}
+NORMALIZED = {"motionmillion-fsq", "motionstreamer-tae", "ms272-evaluator", "guo-evaluator"}
 """Kinds whose statistics are looked for beside the file when they are not given."""
 FOLDER_IMPORTERS = {"motius-gotozero": "vadis.generators.motius:from_folder"}
 """Kind of a published folder → function of its path and options."""

@@ -106,6 +106,11 @@ class Tokenizer(Component):
         """The inverse of `_encode`, normalised `(B, S * frames_per_token, D)`."""
         raise NotImplementedError
 
+    @property
+    def causal(self) -> bool:
+        """No token and no decoded frame depends on anything later, so clips of any lengths share a batch."""
+        return False
+
     # ---- what follows
 
     @property
@@ -194,14 +199,19 @@ class Tokenizer(Component):
         batch = features if features.ndim == 3 else features[None]
         frames = check_lengths(lengths, batch.shape[0], batch.shape[1], "frames")
         self._check_values(batch, frames)
+        if self.causal and min(frames) < batch.shape[1]:  # what a caller left in the padding must not be computed with
+            inside = torch.arange(batch.shape[1]) < torch.tensor(frames)[:, None]
+            batch = batch.masked_fill(~inside[..., None].to(batch.device), 0)
         tokens: Tensor | None = None
         longest = max(frames) // self.frames_per_token
-        for count, rows in _batches(frames, chunk_frames or self.chunk_frames):
+        for count, rows in _batches(frames, chunk_frames or self.chunk_frames, self.causal):
             made = self._encode_in_pieces(batch, rows, count, chunk_frames or self.chunk_frames, options)
             if tokens is None:
                 empty = 0 if self.continuous else -1
                 tokens = made.new_full((len(frames), longest, *made.shape[2:]), empty)
             tokens[rows, : made.shape[1]] = made
+            for row in rows:
+                tokens[row, frames[row] // self.frames_per_token :] = 0 if self.continuous else -1
         assert tokens is not None
         return tokens if features.ndim == 3 else tokens[0]
 
@@ -228,10 +238,12 @@ class Tokenizer(Component):
         batch = self._check_tokens(batch, steps)
         chunk = chunk_frames or self.chunk_frames
         features = torch.zeros(len(steps), max(steps) * self.frames_per_token, self.config.feature_dim).to(self.device)
-        for count, rows in _batches(steps, max(chunk // self.frames_per_token, 1)):
+        for count, rows in _batches(steps, max(chunk // self.frames_per_token, 1), self.causal):
             if count:
                 made = self._decode_in_pieces(batch[rows, :count], chunk)
                 features[rows, : made.shape[1]] = made
+                for row in rows:
+                    features[row, steps[row] * self.frames_per_token :] = 0
         return features if tokens.ndim == rank + 1 else features[0]
 
     def reconstruct(self, features: Tensor | np.ndarray, lengths: Tensor | list[int] | None = None) -> Tensor:
@@ -377,16 +389,20 @@ def check_lengths(lengths: Tensor | list[int] | None, rows: int, longest: int, u
     return values
 
 
-def _batches(lengths: list[int], budget: int) -> list[tuple[int, list[int]]]:
+def _batches(lengths: list[int], budget: int, mixed: bool = False) -> list[tuple[int, list[int]]]:
     """(length, rows) of rows of equal length, so that each clip meets zero padding at its own ends only.
 
-    No batch holds more than four times `budget` frames or steps, unless it is one clip.
+    With `mixed` rows of different lengths go together and `length` is the longest. No batch holds more than four times
+    `budget` frames or steps, unless it is one clip.
     """
     groups: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        groups.setdefault(length, []).append(row)
+    for row, length in sorted(enumerate(lengths), key=lambda pair: -pair[1]) if mixed else enumerate(lengths):
+        groups.setdefault(-1 if mixed else length, []).append(row)
     result = []
-    for length, rows in groups.items():
-        size = max(1, 4 * budget // max(length, 1))
-        result += [(length, rows[i : i + size]) for i in range(0, len(rows), size)]
+    for rows in groups.values():
+        while rows:
+            longest = lengths[rows[0]]
+            size = max(1, 4 * budget // max(longest, 1))
+            result.append((longest, rows[:size]))
+            rows = rows[size:]
     return result
