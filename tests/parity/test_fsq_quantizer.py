@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vadis.metrics.codebook import codebook_usage
 from vadis.tokenizers import FSQ
 
 from .fixtures import arrays, cases, fill_state, manifest, manifests
@@ -40,9 +41,9 @@ def test_same_codes_and_indices(folder: Path, case: str) -> None:
         book = quantizer.codes_from_tokens(every)
         assert torch.equal(quantizer.tokens_from_codes(book), every)
         torch.testing.assert_close(book.sum(0), torch.tensor(about["codebook_sum"]), atol=1e-2, rtol=0)
-    perplexity, active = quantizer.usage(tokens)
-    assert perplexity == pytest.approx(about["perplexity"], rel=1e-4)
-    assert active == pytest.approx(about["active_fraction"], rel=1e-5)
+    usage = codebook_usage(tokens, quantizer.vocab_size)
+    assert usage.perplexity == pytest.approx(about["perplexity"], rel=1e-4)
+    assert usage.utilisation == pytest.approx(about["active_fraction"], rel=1e-5)
 
 
 @pytest.mark.parametrize("folder", manifests("fsq_quantizer"))

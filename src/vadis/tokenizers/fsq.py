@@ -117,15 +117,6 @@ class FSQ(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return _linear32(self.project_out, self.codes_from_tokens(tokens))
 
-    def usage(self, tokens: Tensor) -> tuple[float, float]:
-        """Perplexity and share of the vocabulary seen in `tokens`; the mean over groups."""
-        results = []
-        for row in tokens.reshape(-1, self.groups).T:
-            count = torch.bincount(row, minlength=self.vocab_size).double()
-            p = count / count.sum()
-            results.append((math.exp(-(p * (p + 1e-7).log()).sum().item()), (count > 0).double().mean().item()))
-        return tuple(float(np.mean(column)) for column in zip(*results, strict=True))  # type: ignore[return-value]
-
 
 def _linear32(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vadis.errors import FileError, VadisError
@@ -139,9 +139,9 @@ def build(kind: type, raw: dict[str, Any], where: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
-        problems = []
+        problems, choices = [], _tags(kind)
         for e in error.errors():
-            path = ".".join(str(part) for part in e["loc"])
+            path = ".".join(str(part) for part in e["loc"] if part not in choices)
             if e["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 near = difflib.get_close_matches(str(e["loc"][-1]), sorted(_names(kind)), n=1)
                 problems.append(f"{path} is unknown" + (f" (perhaps {near[0]}?)" if near else ""))
@@ -159,6 +159,15 @@ def _names(kind: Any) -> set[str]:
         return set().union(*map(_names, get_args(kind)))
     hints = get_type_hints(kind)
     return {f.name for f in fields(kind)}.union(*(_names(hints[f.name]) for f in fields(kind)))
+
+
+def _tags(kind: Any) -> set[str]:
+    """Names of the members of unions, which pydantic puts into the path of an error."""
+    if isinstance(kind, Tag):
+        return {kind.tag}
+    if isinstance(kind, type) and is_dataclass(kind):
+        return set().union(*map(_tags, get_type_hints(kind, include_extras=True).values()))
+    return set().union(*map(_tags, get_args(kind)))
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""Training an FSQ tokenizer on windows of one corpus, or of several with shares."""
+"""Training a tokenizer of any family on windows of one corpus, or of several with shares."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal, Union
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.data.corpus import Corpus
 from vadis.errors import ModelError, VadisError
+from vadis.hub import component_classes, load
+from vadis.metrics.codebook import codebook_usages
 from vadis.metrics.reconstruction import reconstruction_errors
 from vadis.representations import representation
-from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
+from vadis.tokenizers.base import Tokenizer
+from vadis.tokenizers.fsq import FSQTokenizerConfig
 from vadis.tokenizers.fsq_init import init_from_pca
 from vadis.training.config import STRICT, Recipe, as_dict
 from vadis.training.task import Task
@@ -57,8 +60,9 @@ class WindowData:
 
 @dataclass(frozen=True, config=STRICT)
 class ReconstructionLoss:
-    """Weights of the terms of `FSQTokenizer.loss`; the defaults are the published loss."""
+    """Weights of the terms of `Tokenizer.loss`; the defaults are MotionMillion's."""
 
+    kind: Literal["reconstruction"] = "reconstruction"
     feature_weight: float = 1.0
     """All features alike."""
     block_weights: dict[str, float] = Field(default_factory=dict)
@@ -75,25 +79,58 @@ class ReconstructionLoss:
     """Their change from frame to frame, in velocity deviations."""
     pooled_root_weight: float = 0.0
     """Root errors averaged over 8, 32 and 64 frames, which see the drift of the path."""
+    foot_velocity_weight: float = 0.0
+    """World velocities of posed ankles and toes, in cm a frame: against sliding feet."""
+    commitment_weight: float = 0.0
+    """Latents against their codes; families with a codebook (T2M-GPT: 0.02, LFQ: 0.25)."""
+    entropy_weight: float = 0.0
+    """Entropy penalty of lookup-free quantisation."""
+    perceptual_weight: float = 0.0
+    """Embeddings of a frozen motion encoder, target against reconstruction."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SigmaVAELoss:
+    """MotionStreamer's loss of the causal auto-encoder: reconstruction with the best sigma, root and KL terms."""
+
+    kind: Literal["sigma_vae"] = "sigma_vae"
+    root_weight: float = 7.0
+    kl_weight: float = 1.0
+
+
+FAMILIES = {name: cls for name, cls in component_classes().items() if issubclass(cls, Tokenizer)}
+TokenizerConfig = Annotated[
+    Union[tuple(Annotated[cls.config_class, Tag(name)] for name, cls in FAMILIES.items())],  # noqa: UP007 - built at run time
+    Discriminator(lambda value: value.get("type", "fsq") if isinstance(value, dict) else value.type),
+]
+"""The config of any family, chosen by `type`."""
+TokenizerLoss = Annotated[
+    Annotated[ReconstructionLoss, Tag("reconstruction")] | Annotated[SigmaVAELoss, Tag("sigma_vae")],
+    Discriminator(lambda loss: loss.get("kind", "reconstruction") if isinstance(loss, dict) else loss.kind),
+]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class TokenizerRecipe(Recipe):
-    """Train an FSQ tokenizer on windows of corpora."""
+    """Train a tokenizer on windows of corpora; `model.type` says its family (default fsq)."""
 
     task: Literal["tokenizer"] = "tokenizer"
     data: WindowData
-    model: FSQTokenizerConfig = Field(default_factory=FSQTokenizerConfig)
-    loss: ReconstructionLoss = Field(default_factory=ReconstructionLoss)
+    model: TokenizerConfig = Field(default_factory=FSQTokenizerConfig)  # type: ignore[valid-type]
+    loss: TokenizerLoss = Field(default_factory=ReconstructionLoss)
+    start: str | None = None
+    """Folder of a saved tokenizer of the same config whose weights and statistics training starts from."""
+    freeze: tuple[str, ...] = ()
+    """Parameters whose names begin so stay as they are: `[encoder, quantizer]` trains a decoder and keeps all tokens valid."""
     init: Literal["random", "pca"] = "random"
     """pca: start from the best linear code of the data (`vadis.tokenizers.fsq_init`); needs model.down_t 0."""
 
 
 class TokenizerTask(Task):
-    """FSQ tokenizer: windows, z-normalised with the first corpus' statistics, which travel with the model."""
+    """A tokenizer: windows, z-normalised with the first corpus' statistics, which travel with the model."""
 
     recipe_class = TokenizerRecipe
-    model: FSQTokenizer
+    model: Tokenizer
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
         super().__init__(recipe)
@@ -114,11 +151,26 @@ class TokenizerTask(Task):
         self.held_out = (corpora[chosen] if chosen else first).subset(data.validation_split)
         self.ends = np.cumsum(list(data.shares.values()))
         self.representation = representation(first.representation)
-        self.model = FSQTokenizer(recipe.model)
+        self.model = FAMILIES[recipe.model.type](recipe.model)
         self.model.set_statistics(first.mean, first.std)
-        self.weights = as_dict(recipe.loss)
+        self.weights: dict[str, Any] = as_dict(recipe.loss)
+        if self.model.continuous != (self.weights.pop("kind", None) == "sigma_vae"):
+            wanted = "sigma_vae" if self.model.continuous else "reconstruction"
+            raise VadisError(f"a {recipe.model.type} tokenizer is trained with other terms: set loss.kind to {wanted}.")
+        if recipe.start is not None:
+            self._start_from(recipe.start)
+        for prefix in recipe.freeze:
+            frozen = [p.requires_grad_(False) for n, p in self.model.named_parameters() if n.startswith(prefix)]
+            if not frozen:
+                raise VadisError(f"freeze: no parameter of this model begins with {prefix!r}.")
         if recipe.init == "pca":
             init_from_pca(self.model, self._windows(INIT_WINDOWS, torch.Generator().manual_seed(recipe.seed)))
+
+    def _start_from(self, folder: str) -> None:
+        saved = load(folder)
+        if not isinstance(saved, Tokenizer) or saved.config != self.recipe.model:
+            raise ModelError(f"{folder} holds another model than the recipe's: copy its config.json to `model:`.")
+        self.model.load_state_dict(saved.state_dict())
 
     def _windows(self, count: int, generator: torch.Generator) -> Tensor:
         """Random windows `(count, T, D)` with each corpus' share as near as whole numbers allow, exact on average."""
@@ -162,11 +214,21 @@ class TokenizerTask(Task):
             rows.append(row)
             tokens.append(output.tokens)
         result = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        result["perplexity"], result["codes_used"] = self.model.quantizer.usage(torch.cat(tokens))
+        if not self.model.continuous:
+            result |= self._usage(torch.cat(tokens))
         return result | self._clip_errors()
+
+    def _usage(self, tokens: Tensor) -> dict[str, float]:
+        """Perplexity and share of codes used, the mean over groups or levels."""
+        columns = tokens.reshape(-1, self.model.tokens_per_step)
+        usages = codebook_usages(columns, self.model.vocab_size, ignore=-1)
+        return {
+            "perplexity": sum(u.perplexity for u in usages) / len(usages),
+            "codes_used": sum(u.utilisation for u in usages) / len(usages),
+        }
 
     def _clip_errors(self) -> dict[str, float]:
         frames = min(round(CLIP_SECONDS * self.model.fps), int(self.held_out.frames.max()))
         real = self.held_out.windows(CLIPS, frames, torch.Generator().manual_seed(1))
-        made = self.model.decode(self.model.encode(real.to(self.device))).cpu()
+        made = self.model.reconstruct(real).cpu()
         return reconstruction_errors(real[:, : made.shape[1]], made[:, :frames], self.representation.name)
