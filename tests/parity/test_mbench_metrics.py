@@ -10,6 +10,7 @@ from vadis import rotation
 from vadis.hub import import_checkpoint
 from vadis.metrics.clips import pack
 from vadis.metrics.feet import watch_feet
+from vadis.metrics.judge import literal_choice, literal_verdict, read_choice, read_gate, read_verdict
 from vadis.metrics.mbench import NAMES, mbench_metrics
 from vadis.metrics.penetration import body_penetration, intersecting_pairs
 
@@ -89,3 +90,17 @@ def test_body_penetration(folder: Path) -> None:
         assert len(expected ^ {tuple(pair) for pair in pairs.tolist()}) <= 0.01 * case["pairs"], case["name"]
         percent = body_penetration(vertices, faces)
         assert percent == pytest.approx([case["percent"]], rel=0.01), case["name"]
+
+
+@pytest.mark.parametrize("folder", folders("condition_consistency"))
+def test_reading_of_replies(folder: Path) -> None:
+    about = manifest(folder)
+    for row in about["condition_consistency"]:
+        assert literal_choice(row["response"]) == row["parsed"]
+        options = ["something else", row["label"]]
+        assert float(read_choice(row["response"], options, "literal") == 1) == row["value"], row
+    for row in about["generalizability"]:
+        assert literal_verdict(row["response"]) == row["parsed"]
+        assert float(read_verdict(row["response"], "literal") is True) == row["value"], row
+    for row in about["gating_json"]:
+        assert read_gate(row["raw"]) == (row["analysis"], row["matches"]), row
