@@ -1,0 +1,1 @@
+"""Edits of motions that need more than one line: foot-slide clean-up."""
