@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vadis.errors import FileError, ModelError
 
-STATE_KEYS = ("net", "trans", "state_dict", "model_state_dict", "model", "ema")
+STATE_KEYS = ("net", "trans", "vq_model", "state_dict", "model_state_dict", "model", "ema")
 """Where published training files keep their state dict, in order of preference."""
 
 _CONTAINERS = {
@@ -154,7 +154,9 @@ def weights_file(path: str | Path, preferred: tuple[str, ...] = ()) -> Path:
     for name in preferred:
         if (path / name).is_file():
             return path / name
-    found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"))
+    found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"))
+    if not found and (path / "model").is_dir():
+        return weights_file(path / "model", preferred)
     if len(found) != 1:
         names = ", ".join(p.name for p in found[:10]) or "none"
         raise FileError(f"{path} must hold one weights file; it has {names}. Give the path of the file.")

@@ -33,7 +33,13 @@ FORMAT = "1"
 SHARD_BYTES = 5_000_000_000
 COMPONENTS = {
     "causal_tae": "vadis.tokenizers.causal_tae:CausalTAE",
+    "dsft": "vadis.tokenizers.dsft:DSFTTokenizer",
     "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
+    "lfq1d": "vadis.tokenizers.lfq:LFQTokenizer",
+    "lfq2d": "vadis.tokenizers.lfq2d:LFQ2DTokenizer",
+    "vq": "vadis.tokenizers.vqvae:VQTokenizer",
+    "rvq": "vadis.tokenizers.rvqvae:RVQTokenizer",
+    "mg_vq": "vadis.tokenizers.mg_vqvae:MGVQTokenizer",
     "motionmillion": "vadis.generators.motionmillion:MotionMillion",
     "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
     "nrdf": "vadis.metrics.nrdf:PoseField",
@@ -46,6 +52,9 @@ BUNDLES = {"TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionP
 IMPORTERS = {
     "motionstreamer-tae": "vadis.tokenizers.causal_tae:from_motionstreamer",
     "motionmillion-fsq": "vadis.tokenizers.fsq:from_motionmillion",
+    "t2mgpt-vqvae": "vadis.tokenizers.vqvae:from_t2mgpt",
+    "momask-rvq": "vadis.tokenizers.rvqvae:from_momask",
+    "motion-vqvae": "vadis.tokenizers.mg_vqvae:from_motion_vqvae",
     "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
     "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
     "guo-evaluator": "vadis.evaluators.guo:from_guo",
@@ -54,9 +63,25 @@ IMPORTERS = {
 """Kind of a published file → function of its state dict and options."""
 WHOLE_FILES = {"guo-evaluator"}
 """Kinds whose file holds several state dicts: their importer takes all that it holds."""
-NORMALIZED = {"motionmillion-fsq", "motionstreamer-tae", "ms272-evaluator", "guo-evaluator"}
+NORMALIZED = {
+    "guo-evaluator",
+    "momask-rvq",
+    "motion-vqvae",
+    "motionmillion-fsq",
+    "motionstreamer-tae",
+    "ms272-evaluator",
+    "t2mgpt-vqvae",
+}
 """Kinds whose statistics are looked for beside the file when they are not given."""
-FOLDER_IMPORTERS = {"motius-gotozero": "vadis.generators.motius:from_folder"}
+OPTION_FILES = {
+    "momask-rvq": "vadis.tokenizers.rvqvae:options_beside",
+    "motion-vqvae": "vadis.tokenizers.mg_vqvae:options_beside",
+}
+"""Kind of a published file → function of its path that reads the options lying beside it."""
+FOLDER_IMPORTERS = {
+    "dsft": "vadis.tokenizers.dsft_files:from_original",
+    "motius-gotozero": "vadis.generators.motius:from_folder",
+}
 """Kind of a published folder → function of its path and options."""
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
           "float16": torch.float16, "fp16": torch.float16}  # fmt: skip
@@ -340,8 +365,8 @@ def find_folder(source: str | Path, **hub_options: Any) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         hub_options["local_files_only"] = True
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npy", "*.md"]
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub_options))
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npy", "*.npz", "*.md"]
+        return Path(snapshot_download(name, **{"allow_patterns": patterns} | hub_options))
     except Exception as error:  # many kinds: no network, no such id, gated, not in the cache
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
@@ -423,17 +448,29 @@ def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **op
     importer = _resolve(kinds[kind])
     if isinstance(source, Mapping):
         return importer(source if kind in WHOLE_FILES else find_state_dict(source), **options)
-    path = weights_file(source, tuple(f"{kind.split('-')[-1]}{suffix}" for suffix in (".safetensors", ".pt", ".pth")))
+    preferred = [f"{kind.split('-')[-1]}{suffix}" for suffix in (".safetensors", ".pt", ".pth")]
+    path = weights_file(source, (*preferred, "net_best_fid.tar"))
+    payload = read_file(path) if kind in WHOLE_FILES else read_state_dict(path)
+    if kind in OPTION_FILES:
+        options = _resolve(OPTION_FILES[kind])(path) | options
     if kind in NORMALIZED and "mean" not in options and "std" not in options:
-        beside = [path.parent / f"{name}.npy" for name in ("mean", "std")]
-        if all(file.is_file() for file in beside):
-            options |= {"mean": read_array(beside[0]), "std": read_array(beside[1])}
-        else:
+        found = _statistics(path)
+        if not found and not any(str(name).split(".")[-1] == "mean" for name in payload):
             warnings.warn(
                 f"{path.name} holds no mean and std, so features must be normalised already; give mean=, std=.",
                 stacklevel=2,
             )
-    return importer(read_file(path) if kind in WHOLE_FILES else read_state_dict(path), **options)
+        options |= found
+    return importer(payload, **options)
+
+
+def _statistics(weights: Path) -> dict[str, np.ndarray]:
+    """The mean and std that lie beside the weights, or in a folder `meta` there or one up, as published programs put them."""
+    for folder in (weights.parent, weights.parent / "meta", weights.parent.parent / "meta"):
+        for names in (("mean.npy", "std.npy"), ("Mean.npy", "Std.npy")):
+            if all((folder / name).is_file() for name in names):
+                return {name[:-4].lower(): read_array(folder / name) for name in names}
+    return {}
 
 
 def read_array(path: str | Path) -> np.ndarray:
