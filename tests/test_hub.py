@@ -122,7 +122,7 @@ def test_configs_are_checked(tmp_path: Path) -> None:
         ({"vadis": "9"}, "has format '9'"),
         ({"vadis": "1", "width": -4}, "width: .*greater than or equal to 1"),
         ({"width": 16, "patch_size": 3}, "patch_size 3 must be a power of two"),
-        ({"patch_size": 1, "type": "vq"}, "has the type 'vq'"),
+        ({"patch_size": 1, "type": "unheard"}, "has the type 'unheard'"),
     ):
         _edit(tmp_path, **changes)
         with pytest.raises(ModelError, match=message), warnings.catch_warnings():
