@@ -28,6 +28,10 @@ VERBS = {
     "data check": ("vadis.cli.data_check:Check", "read a whole corpus and verify every clip"),
     "data overlap": ("vadis.cli.data_overlap:Overlap", "repeated captions and motion: of test in train, or inside"),
     "data stats": ("vadis.cli.data_stats:Stats", "clips, hours, captions and licences of a corpus"),
+    "benchmark tokenizers": (
+        "vadis.cli.benchmark_tokenizers:BenchmarkTokenizers",
+        "tokenizers side by side on held-out clips",
+    ),
     "import": ("vadis.cli.import_checkpoint:Import", "published checkpoint → a folder that vadis loads"),
     "doctor": ("vadis.doctor:Doctor", "versions, device, and what each missing extra would unlock"),
 }
@@ -46,7 +50,7 @@ Examples:
 
 def top_help() -> str:
     """The page of `vadis --help`."""
-    lines = [f"  {name:<14}{line}" for name, (_, line) in VERBS.items()]
+    lines = [f"  {name:<22}{line}" for name, (_, line) in VERBS.items()]
     head = "usage: vadis VERB [arguments]\n\nOne toolkit for human motion: files, features, tokens, text to motion."
     return "\n".join([head, "", "Verbs:", *lines, "", EXAMPLES])
 
@@ -88,7 +92,7 @@ def _run(words: list[str]) -> int:
     verb, rest = words[0], words[1:]
     group = [name for name in VERBS if name.startswith(f"{verb} ")]
     if group and (not rest or rest[0] in ("-h", "--help")):
-        print("\n".join(f"  vadis {name:<14}{VERBS[name][1]}" for name in group))
+        print("\n".join(f"  vadis {name:<22}{VERBS[name][1]}" for name in group))
         return 0
     if group:
         verb, rest = f"{verb} {rest[0]}", rest[1:]

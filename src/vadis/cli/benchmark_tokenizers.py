@@ -1,0 +1,97 @@
+"""`vadis benchmark tokenizers --data CORPUS --models …`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from vadis.cli.common import check_input, print_json, say
+from vadis.errors import VadisError
+from vadis.files import atomic_write
+
+
+@dataclass(frozen=True)
+class BenchmarkTokenizers:
+    """Tokenizers on the same held-out clips: errors, drift, jitter, skating, rate, codebook use, speed; table and plots.
+
+    A result is kept in the output folder and measured again only when the model or the data are others.
+
+    Example: vadis benchmark tokenizers --data corpora/mini --models vadis-mini vq=runs/vq/model -o benchmarks/tokenizers
+    """
+
+    data: str
+    """Corpus folder; its clips are converted to a model's representation and frame rate where they differ."""
+    models: list[str]
+    """Folders, bundled names or Hub ids of tokenizers or pipelines; `name=folder` sets the name in the table."""
+    out: Annotated[str, arg(aliases=["-o"])] = "tokenizers"
+    """Folder of the table, the plots and the single results."""
+    split: str | None = "val"
+    """Split of the corpus; `--split None` takes all."""
+    seconds: float = 10.5
+    """Clips are cut to this length; the drift over 10 s needs a little more."""
+    limit: int | None = None
+    """At most so many clips, evenly spread."""
+    evaluator: str | None = None
+    """Folder or name of an evaluator, for FID."""
+    json: bool = False
+    """Print JSON instead of the table."""
+
+    def run(self) -> None:
+        from vadis.data.corpus import Corpus
+        from vadis.hub import load
+        from vadis.pipelines.compare_plots import bars_plot, markdown_table, rate_distortion_plot
+        from vadis.pipelines.compare_tokenizers import held_out_clips
+
+        corpus = Corpus.open(check_input(self.data))
+        clips = held_out_clips(corpus, self.split, seconds=self.seconds, limit=self.limit)
+        evaluator = load(self.evaluator) if self.evaluator else None
+        folder = Path(self.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        reports = [self._report(name, source, corpus, clips, evaluator, folder) for name, source in self._named()]
+        table = markdown_table(reports)
+        with atomic_write(folder / "table.md") as temporary:
+            temporary.write_text(table, encoding="utf-8")
+        rate_distortion_plot(reports, folder / "rate_distortion.png")
+        bars_plot(reports, folder / "errors.png")
+        say(f"{folder / 'table.md'}, rate_distortion.png, errors.png")
+        if self.json:
+            print_json([report.as_dict() for report in reports])
+        else:
+            print(table, end="")
+
+    def _named(self) -> list[tuple[str, str]]:
+        pairs = [(m.partition("=")[0], m.partition("=")[2]) if "=" in m else (Path(m).name, m) for m in self.models]
+        twice = {name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}
+        if twice:
+            raise VadisError(f"the name {sorted(twice)[0]} stands for two models: write name=folder.")
+        return pairs
+
+    def _report(self, name: str, source: str, corpus: Any, clips: list[Any], evaluator: Any, folder: Path) -> Any:
+        from vadis.data.tokenize import fingerprint
+        from vadis.hub import load
+        from vadis.pipelines.compare_tokenizers import TokenizerReport, fit_clips, measure
+
+        loaded = load(source)
+        tokenizer = getattr(loaded, "tokenizer", loaded)
+        if not hasattr(tokenizer, "reconstruct"):
+            raise VadisError(f"{source} is a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")
+        key = {
+            "model": tokenizer.hash if hasattr(tokenizer, "hash") else fingerprint(tokenizer),
+            "data": [str(self.data), self.split, self.seconds, len(clips), sum(map(len, clips))],
+            "evaluator": self.evaluator and fingerprint(evaluator),
+        }
+        path = folder / f"{name}.json"
+        if path.is_file():
+            page = json.loads(path.read_text(encoding="utf-8"))
+            if page.get("key") == key:
+                report = page["report"]
+                report["drift_mm"] = {int(k): v for k, v in report["drift_mm"].items()}
+                return TokenizerReport(**(report | {"name": name}))
+        say(f"measuring {name} …")
+        fitting = fit_clips(clips, corpus.representation, corpus.fps, tokenizer)
+        report = measure(tokenizer, fitting, name=name, evaluator=evaluator)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps({"key": key, "report": report.as_dict()}, indent=1), encoding="utf-8")
+        return report
