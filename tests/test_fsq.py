@@ -9,10 +9,10 @@ from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.metrics.reconstruction import reconstruction_errors
 from vadis.representations import representation
 from vadis.tokenizers import FSQ, FSQTokenizer, FSQTokenizerConfig
-from vadis.tokenizers.fsq_init import init_from_pca
 from vadis.tokenizers.kinematic_loss import kinematic_losses, pooled_error
 from vadis.tokenizers.layers import HaarPatcher
 from vadis.tokenizers.losses import reconstruction_losses, root_path
+from vadis.tokenizers.pca_init import init_from_pca
 
 
 def tiny(**changes: object) -> FSQTokenizer:

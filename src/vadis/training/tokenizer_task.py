@@ -16,7 +16,7 @@ from vadis.metrics.reconstruction import reconstruction_errors
 from vadis.representations import representation
 from vadis.tokenizers.base import Tokenizer
 from vadis.tokenizers.fsq import FSQTokenizerConfig
-from vadis.tokenizers.fsq_init import init_from_pca
+from vadis.tokenizers.pca_init import init_from_pca
 from vadis.training.config import STRICT, Recipe, as_dict
 from vadis.training.task import Task
 
@@ -123,7 +123,7 @@ class TokenizerRecipe(Recipe):
     freeze: tuple[str, ...] = ()
     """Parameters whose names begin so stay as they are: `[encoder, quantizer]` trains a decoder and keeps all tokens valid."""
     init: Literal["random", "pca"] = "random"
-    """pca: start from the best linear code of the data (`vadis.tokenizers.fsq_init`); needs model.down_t 0."""
+    """pca: start from the best linear code of the data (`vadis.tokenizers.pca_init`); needs model.down_t 0."""
 
 
 class TokenizerTask(Task):
