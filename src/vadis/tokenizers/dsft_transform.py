@@ -1,0 +1,205 @@
+"""The part of DSFT that needs no codec: z-score, split into streams, cosine transform, rounding, and the way back.
+
+Shapes: B clips, T frames, D features, K coefficients, d columns of a stream.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from vadis.errors import ShapeError, VadisError
+from vadis.motion import Motion
+from vadis.representations.base import _width_hint
+from vadis.tokenizers.dsft_split import SplitSpec, split_for
+from vadis.tokenizers.frequency import cosine_basis
+
+CLAMP = 10.0
+"""Decoded values stay within this many standard deviations of the mean."""
+MAX_FRAMES = 1_000_000
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class DSFTConfig:
+    """MotionVLA's numbers with our codec and normalisation."""
+
+    type: Literal["dsft"] = "dsft"
+    representation: str = "vimogen276"
+    fps: float = 20.0
+    split: SplitSpec = split_for("vimogen276")
+    """Columns of the two streams."""
+    K: tuple[int, int] = (5, 25)
+    """Coefficients kept of Base and Phys."""
+    scale: tuple[float, float] = (10.0, 10.0)
+    """Integers per unit of a coefficient."""
+    codec: Literal["integer", "bytelevel"] = "integer"
+    normalize: Literal["zscore", "none"] = "zscore"
+    row_bounded: bool = False
+    """No token crosses from one frequency to the next: easier to interpret, a few percent longer."""
+    window: int | None = None
+    """Frames of a piece in which longer clips are coded by `reconstruct` and `bits`; None: clips are coded whole."""
+
+    def __post_init__(self) -> None:
+        if min(self.K) < 1 or not all(math.isfinite(s) and s > 0 for s in self.scale) or not self.fps > 0:
+            raise ValueError("K must be at least 1, scale and fps must be positive")
+        if self.window is not None and self.window < 2:
+            raise ValueError("window must be at least 2 frames")
+
+    @property
+    def feature_dim(self) -> int:
+        """D, features of a frame."""
+        return self.split.dim
+
+
+class DSFTTransform:
+    """Features `(T, D)` in physical units to the integers of two streams and back, as `config` says.
+
+    Args:
+        config: what to do.
+        mean, std: `(D,)` normalisation and clamp; None where nothing is known (then nothing is clamped).
+    """
+
+    config: DSFTConfig
+
+    def __init__(
+        self,
+        config: DSFTConfig,
+        mean: Tensor | np.ndarray | None = None,
+        std: Tensor | np.ndarray | None = None,
+    ) -> None:
+        self.config = config
+        self.has_statistics = mean is not None and std is not None
+        if config.normalize == "zscore" and not self.has_statistics:
+            raise VadisError('normalize="zscore" needs mean and std: give them, or normalize="none".')
+        self.mean, self.std = torch.zeros(config.feature_dim), torch.ones(config.feature_dim)
+        if mean is not None and std is not None:
+            self.set_statistics(mean, std)
+        self._set_gains()
+
+    @property
+    def representation(self) -> str:
+        """Name of the representation of the features."""
+        return self.config.representation
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the features."""
+        return self.config.fps
+
+    def set_statistics(self, mean: Tensor | np.ndarray, std: Tensor | np.ndarray) -> None:
+        """Set mean and std, `(D,)` each; std below 1e-6 counts as 1. Raises ShapeError or VadisError for unusable ones."""
+        for name, value in (("mean", mean), ("std", std)):
+            value = torch.as_tensor(value).detach().cpu().float()
+            if value.shape != (self.config.feature_dim,):
+                raise ShapeError(
+                    f"{name} has shape {tuple(value.shape)}; this tokenizer needs ({self.config.feature_dim},)."
+                )
+            if not torch.isfinite(value).all() or (name == "std" and bool((value < 0).any())):
+                raise VadisError(f"{name} holds values that can't normalise (not finite, or std < 0): recompute it.")
+            setattr(self, name, torch.where(value < 1e-6, 1.0, value) if name == "std" else value.clone())
+        self.has_statistics = True
+        self._set_gains()
+
+    def _set_gains(self) -> None:
+        c = self.config
+        zscore = c.normalize == "zscore"
+        self._offset = self.mean.numpy() if zscore else np.zeros(c.feature_dim, dtype=np.float32)
+        spread = self.std.numpy() if zscore else np.ones(c.feature_dim, dtype=np.float32)
+        self._gains = [np.float32(s) / spread[columns] for s, columns in zip(c.scale, self._columns, strict=True)]
+
+    @property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.config.split.columns
+
+    def integer_shapes(self, T: int) -> list[tuple[int, int]]:
+        """(rows, columns) of the integers of Base and of Phys of a clip of T frames."""
+        return [(min(k, T), len(c)) for k, c in zip(self.config.K, self._columns, strict=True)]
+
+    def transform(self, x: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+        """The integers of a clip `(T, D)`: Base `(min(K, T), d)` and Phys, int64, before any coding."""
+        base, phys = self._integers(self._array(x)[None])
+        return torch.from_numpy(base[0]), torch.from_numpy(phys[0])
+
+    def inverse_transform(self, integers: Sequence[Tensor | np.ndarray], T: int) -> Tensor:
+        """The clip `(T, D)` float32 of the integers of both streams. Raises ShapeError where they don't fit T."""
+        arrays = [np.asarray(rows)[None] for rows in integers]
+        sizes = [a.shape[1:] for a in arrays]
+        if sizes != self.integer_shapes(whole_frames(T)):
+            raise ShapeError(f"integers of {T} frames have the shapes {self.integer_shapes(T)}; got {sizes}.")
+        return torch.from_numpy(self._features(arrays, T)[0])
+
+    def _integers(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Integers `(B, K, d)` int64 of both streams of clips `(B, T, D)`."""
+        T = x.shape[1]
+        sizes = self.integer_shapes(T)
+        coefficients = cosine_basis(T, max(k for k, _ in sizes)) @ x
+        coefficients[:, 0] -= np.float32(math.sqrt(T)) * self._offset
+        base, phys = (
+            np.rint(coefficients[:, :k, columns] * gain).astype(np.int64)
+            for (k, _), columns, gain in zip(sizes, self._columns, self._gains, strict=True)
+        )
+        return base, phys
+
+    def _features(self, integers: Sequence[np.ndarray], T: int) -> np.ndarray:
+        """Clips `(B, T, D)` float32 of integers `(B, K, d)` of both streams."""
+        sizes = self.integer_shapes(T)
+        rows = max(k for k, _ in sizes)
+        coefficients = np.zeros((len(integers[0]), rows, self.config.feature_dim), dtype=np.float32)
+        for values, (k, _), columns, gain in zip(integers, sizes, self._columns, self._gains, strict=True):
+            coefficients[:, :k, columns] = values / gain
+        coefficients[:, 0] += np.float32(math.sqrt(T)) * self._offset
+        x = cosine_basis(T, rows).T @ coefficients
+        if self.has_statistics and self.config.codec == "integer":
+            reach = CLAMP * self.std.numpy()
+            np.clip(x, self.mean.numpy() - reach, self.mean.numpy() + reach, out=x)
+        return x
+
+    def windows(self, clip: Tensor | np.ndarray | Motion) -> list[np.ndarray]:
+        """A clip `(T, D)` in the pieces in which it is coded, float32: the whole of it without `config.window`."""
+        x = self._array(clip)
+        size = self.config.window or len(x)
+        return [x[i : i + size] for i in range(0, len(x), size)]
+
+    def _array(self, clip: Any) -> np.ndarray:
+        """One clip `(T, D)` as float32; raises ShapeError or VadisError for anything else."""
+        if isinstance(clip, Motion):
+            from vadis.representations import representation
+
+            clip = representation(self.representation).encode(clip)
+        x = clip.detach().cpu().numpy() if isinstance(clip, Tensor) else np.asarray(clip)
+        if x.ndim != 2 or x.shape[1] != self.config.feature_dim or not len(x):
+            width = x.shape[-1] if x.ndim else 0
+            raise ShapeError(
+                f"{self.representation} features have the shape (T >= 1, {self.config.feature_dim}); this array is {x.shape}."
+                f"{_width_hint(width, self.config.feature_dim)}"
+            )
+        x = x.astype(np.float32, copy=False)
+        if not np.isfinite(x).all():
+            bad = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
+            raise VadisError(f"frame {bad} holds values that are not finite: repair or cut the clip.")
+        return x
+
+
+def column_statistics(clips: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column over all frames, float64."""
+    count, total, squares, shift = 0, 0.0, 0.0, None
+    for x in clips:
+        shift = x[0].astype(np.float64) if shift is None else shift  # against cancellation far from the origin
+        moved = x - shift
+        count, total, squares = count + len(x), total + moved.sum(axis=0), squares + np.square(moved).sum(axis=0)
+    if shift is None:
+        raise VadisError("there is nothing to fit on: give at least one clip.")
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    return mean + shift, np.where(std < 1e-6, 1.0, std)
+
+
+def whole_frames(T: Any) -> int:
+    if isinstance(T, bool) or int(T) != T or not 1 <= T <= MAX_FRAMES:
+        raise VadisError(f"T must be a whole number of frames from 1 to {MAX_FRAMES}; got {T}.")
+    return int(T)
