@@ -23,6 +23,7 @@ class FeatureBlocks:
 
 BLOCKS = {
     "ms272": FeatureBlocks(positions=slice(8, 74), root=slice(0, 8)),
+    "ms272_absroot": FeatureBlocks(positions=slice(8, 74), root=slice(0, 8)),
     "hml263": FeatureBlocks(positions=slice(4, 67), root=slice(0, 4)),
     "kit251": FeatureBlocks(positions=slice(4, 64), root=slice(0, 4)),
 }
