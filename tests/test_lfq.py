@@ -1,15 +1,20 @@
 """LFQ by itself and its tokenizers: bit orders, entropies, lengths, pieces, parts, precision, the perceptual loss."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import procedural_walk
 from torch import Tensor, nn
 
 import vadis
+from vadis.data.corpus import CorpusWriter
 from vadis.errors import ModelError, ShapeError, VadisError
+from vadis.evaluators.guo import GuoConfig, GuoEvaluator
+from vadis.evaluators.tmr import TMRConfig, TMREvaluator
 from vadis.representations import representation
 from vadis.tokenizers import (
     LFQ,
@@ -20,6 +25,9 @@ from vadis.tokenizers import (
     Tokenizer,
 )
 from vadis.tokenizers.parts import MIRRORED, part_columns
+from vadis.training import train
+
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 def tiny(kind: str, **changes: Any) -> Any:
@@ -295,6 +303,52 @@ def test_the_perceptual_loss_compares_what_a_frozen_encoder_sees(kind: str) -> N
     watcher.config = type("Config", (), {"representation": "ms272"})
     with pytest.raises(ModelError, match="the evaluator reads ms272, the tokenizer hml263"):
         tokenizer.set_perceptual(watcher)
+
+
+def test_evaluators_compare_motions() -> None:
+    """The vectors of Guo et al.'s movements, embeddings of others; gradients reach the tokenizer through them."""
+    guo = GuoEvaluator(GuoConfig(movement_width=8, motion_width=8, text_width=8, embedding_dim=8))
+    tmr = TMREvaluator(TMRConfig(width=8, layers=1, heads=2, ff=8, text_encoder="minilm", decoder=False))
+    for evaluator, changes in ((guo, {}), (tmr, {"representation": "ms272", "feature_dim": 272})):
+        tokenizer = tiny("2d", **changes)
+        tokenizer.set_perceptual(evaluator)
+        x = torch.randn(2, 32, evaluator.config.feature_dim)
+        output = tokenizer(x)
+        wanted, made = (
+            evaluator.normalize(f * tokenizer.std + tokenizer.mean) for f in (x, output.reconstruction.detach())
+        )
+        if evaluator is guo:
+            error = guo.movement_encoder(wanted[..., :-4]) - guo.movement_encoder(made[..., :-4])
+        else:
+            error = tmr.encode_motion(wanted, torch.tensor([32, 32])) - tmr.encode_motion(made, torch.tensor([32, 32]))
+        torch.testing.assert_close(output.losses["perceptual"], error.abs().mean(), atol=1e-6, rtol=1e-5)
+        output.losses["perceptual"].backward()
+        assert all(p.grad is not None and bool(p.grad.any()) for p in tokenizer.parameters())
+
+
+@families
+def test_a_recipe_trains_with_an_evaluator(kind: str, tmp_path: Path) -> None:
+    rep = representation("ms272")
+    with CorpusWriter(tmp_path / "corpus") as writer:
+        for i in range(4):
+            features = rep.encode(procedural_walk(50 + 5 * i, turn=0.1 * i))
+            writer.add(
+                f"w{i}", features, [], split=("train", "val")[i == 3], group=f"g{i}", source="test", licence="CC0-1.0"
+            )
+    tmr = TMREvaluator(TMRConfig(width=8, layers=1, heads=2, ff=8, text_encoder="minilm", decoder=False))
+    tmr.save_pretrained(tmp_path / "evaluator")
+    model = {"width": 8, "depth": 1, "bits": 4} | ({"code_dim": 8} if kind == "1d" else {})
+    settings = [f"model.{name}={value}" for name, value in model.items()]
+    run = {"data.corpus": tmp_path / "corpus", "run": tmp_path / "run", "device": "cpu", "validation_batches": 1}
+    run |= {"data.window": 32, "data.batch": 2, "steps": 3, "perceptual": tmp_path / "evaluator"}
+    settings += [f"{name}={value}" for name, value in run.items()] + ["loss.perceptual_weight=0.1"]
+    tokenizer = vadis.load(train(RECIPES / f"lfq-{kind}-small.yaml", settings))
+    assert tokenizer.encode(procedural_walk(40)).shape == (10, 6)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    checks = next(row for row in rows if "validation/perceptual" in row)
+    assert checks["validation/perceptual"] > 0 and checks["validation/entropy"] < 1
+    with pytest.raises(ModelError, match="a fsq tokenizer has no perceptual loss"):
+        train(RECIPES / "motionmillion-fsq.yaml", settings[len(model) :])
 
 
 # ---- parts

@@ -19,8 +19,8 @@ class Perceptual:
         """Compare clips with their reconstructions by `encoder`, None: no longer.
 
         It is a function or module of features `(B, T, D)` in physical units to vectors of any shape, or an evaluator of
-        `vadis.evaluators`, whose embeddings are compared. A module is frozen and set to evaluation. Raises ModelError for
-        an evaluator of another representation and for what can't be called.
+        `vadis.evaluators`: of Guo et al.'s the movement vectors are compared, of others the embeddings. A module is frozen
+        and set to evaluation. Raises ModelError for an evaluator of another representation and for what can't be called.
         """
         if encoder is None:
             self._perceptual = None
@@ -57,5 +57,7 @@ class Perceptual:
             encoder.to(features.device)
         if not hasattr(encoder, "encode_motion"):
             return encoder(features)
-        lengths = torch.full((len(features),), features.shape[1], device=features.device)
-        return encoder.encode_motion(encoder.normalize(features), lengths)
+        features = encoder.normalize(features)
+        if hasattr(encoder, "movements"):
+            return encoder.movements(features)
+        return encoder.encode_motion(features, torch.full((len(features),), features.shape[1], device=features.device))

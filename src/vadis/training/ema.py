@@ -40,7 +40,7 @@ class EMA:
             parameter.copy_(source[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.shadow
+        return {name: value.contiguous() for name, value in self.shadow.items()}  # as files want them
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in self.shadow.items():

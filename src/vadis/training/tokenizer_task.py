@@ -17,6 +17,7 @@ from vadis.representations import representation
 from vadis.tokenizers.base import Tokenizer
 from vadis.tokenizers.fsq import FSQTokenizerConfig
 from vadis.tokenizers.pca_init import init_from_pca
+from vadis.tokenizers.perceptual import Perceptual
 from vadis.training.config import STRICT, Recipe, as_dict
 from vadis.training.task import Task
 
@@ -122,6 +123,8 @@ class TokenizerRecipe(Recipe):
     """Folder of a saved tokenizer of the same config whose weights and statistics training starts from."""
     freeze: tuple[str, ...] = ()
     """Parameters whose names begin so stay as they are: `[encoder, quantizer]` trains a decoder and keeps all tokens valid."""
+    perceptual: str | None = None
+    """Folder, bundled name or Hub id of the evaluator by which `loss.perceptual_weight` compares."""
     init: Literal["random", "pca"] = "random"
     """pca: start from the best linear code of the data (`vadis.tokenizers.pca_init`); needs model.down_t 0."""
 
@@ -157,6 +160,10 @@ class TokenizerTask(Task):
         if self.model.continuous != (self.weights.pop("kind", None) == "sigma_vae"):
             wanted = "sigma_vae" if self.model.continuous else "reconstruction"
             raise VadisError(f"a {recipe.model.type} tokenizer is trained with other terms: set loss.kind to {wanted}.")
+        if recipe.perceptual is not None:
+            if not isinstance(self.model, Perceptual):
+                raise ModelError(f"a {recipe.model.type} tokenizer has no perceptual loss: leave out `perceptual`.")
+            self.model.set_perceptual(load(recipe.perceptual))
         if recipe.start is not None:
             self._start_from(recipe.start)
         for prefix in recipe.freeze:
