@@ -151,24 +151,34 @@ class TMREvaluator(Evaluator):
         """The embedding of a distribution with that mean (B, E)."""
         return F.normalize(mean, dim=-1) if self.config.normalize else mean
 
+    @property
+    def language(self) -> Any:
+        """What reads sentences first, loaded when it is needed: a MiniLM, or the tokenizer of DistilBERT."""
+        if self._language is None:
+            if self.config.text_encoder == "minilm":
+                from vadis.generators.text import MiniLMEncoder
+
+                self._language = [MiniLMEncoder(device=self.device)]  # a list, so that it is no submodule and not saved
+            else:
+                self._language = [_tokenizer()]
+        return self._language[0]
+
     @torch.no_grad()
     def read_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token features (B, L, C) of the frozen language model, and which belong to each sentence (B, L) bool."""
         if self.config.text_encoder == "minilm":
-            if self._language is None:
-                from vadis.generators.text import MiniLMEncoder
-
-                self._language = [MiniLMEncoder()]  # in a list, so that it is no submodule and not saved
-            tokens, lengths = self._language[0].encode(texts)
+            tokens, lengths = self.language.encode(texts)
             return tokens.to(self.device), inside(lengths.to(self.device), tokens.shape[1])
-        if self._language is None:
-            self._language = [_tokenizer()]
-        encodings = self._language[0].encode_batch(list(texts))
-        limit = self.config.distilbert.positions
-        rows = [torch.tensor(e.ids if len(e.ids) <= limit else [*e.ids[: limit - 1], e.ids[-1]]) for e in encodings]
+        rows = self.token_ids(texts)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
         return self.read_ids(ids, inside(lengths, ids.shape[1]))
+
+    def token_ids(self, texts: Sequence[str]) -> list[Tensor]:
+        """DistilBERT's token ids (L,) of each sentence, at most as many as it has positions."""
+        limit = self.config.distilbert.positions
+        rows = [encoding.ids for encoding in self.language.encode_batch(list(texts))]
+        return [torch.tensor(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]) for ids in rows]
 
     def read_ids(self, ids: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         """Token features (B, L, C) of DistilBERT for token ids (B, L), and `visible` (B, L) bool again."""

@@ -18,6 +18,8 @@ from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
+from vadis.training.evaluator_task import EvaluatorTask
+from vadis.training.guo_task import GuoTask
 from vadis.training.planner_task import PlannerTask
 from vadis.training.task import Task
 from vadis.training.tokenizer_task import TokenizerTask
@@ -156,7 +158,13 @@ class GeneratorTask(Task):
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-TASKS: dict[str, type[Task]] = {"tokenizer": TokenizerTask, "generator": GeneratorTask, "planner": PlannerTask}
+TASKS: dict[str, type[Task]] = {
+    "tokenizer": TokenizerTask,
+    "generator": GeneratorTask,
+    "planner": PlannerTask,
+    "evaluator": EvaluatorTask,
+    "guo-evaluator": GuoTask,
+}
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
