@@ -235,7 +235,10 @@ class CausalTAE(Tokenizer):
             generator = torch.Generator(self.device).manual_seed(seed)
         found = super().encode(features, lengths, moments=True, **options)
         many = isinstance(found, list)
-        drawn = [draw(*row.chunk(2, dim=-1), generator) for row in (found if many else [found])]
+        drawn = []
+        for row in found if many else [found]:
+            mean, log_variance = row.chunk(2, dim=-1)
+            drawn.append(draw(mean, log_variance, generator))
         if not many and lengths is not None:
             for row, frames in enumerate(lengths):
                 drawn[0][row, int(frames) // self.frames_per_token :] = 0
@@ -251,7 +254,8 @@ class CausalTAE(Tokenizer):
         if lengths is not None:
             rows = [r[: int(n) // self.frames_per_token] for r, n in zip(rows, lengths, strict=True)]
         moments = torch.cat(rows).double()
-        nats = kl_divergence(*moments.chunk(2, dim=-1)).sum() / len(moments)
+        mean, log_variance = moments.chunk(2, dim=-1)
+        nats = kl_divergence(mean, log_variance).sum() / len(moments)
         return float(nats) / math.log(2) * self.fps / self.frames_per_token
 
     def _encode(self, x: Tensor, *, moments: bool = False) -> Tensor:
