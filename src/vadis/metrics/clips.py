@@ -18,6 +18,7 @@ from vadis.skeleton import Skeleton
 Float32 = NDArray[np.float32]
 UP_AXES = {"x": 0, "y": 1, "z": 2}
 Up = Literal["x", "y", "z"]
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,28 @@ class Clips:
         """Sums over time of frame values `(N,)`, one a clip."""
         return np.bincount(self.owner, values, minlength=len(self.lengths))
 
-    def mean_difference(self, points: Float32, order: int) -> NDArray[np.float64]:
-        """Mean length over frames and joints of the differences of some order of points `(N, J, 3)`; NaN if too short."""
-        if len(points) <= order:
-            return np.full(len(self.lengths), np.nan)
-        lengths = norm(np.diff(points, n=order, axis=0))  # (N - order, J)
-        frames = lengths.mean(1, dtype=np.float64)
-        frames = np.where(self.differences_from(order)[: len(frames)], frames, 0.0)  # no step from clip to clip
-        sums = np.bincount(self.owner[: len(frames)], frames, minlength=len(self.lengths))
-        return np.where(self.lengths > order, sums / np.maximum(self.lengths - order, 1), np.nan)
+    def mean_differences(self, orders: Sequence[int], local: bool = True) -> list[NDArray[np.float64]]:
+        """Mean length over frames and joints of the joints' differences of each order, one a clip `(B,)`.
+
+        With `local`, the same mean of positions relative to the root is added, as both published sets of metrics do.
+        NaN for clips that are too short. Frames are taken in blocks, so that nothing large leaves the cache.
+        """
+        count, joints = self.joints.shape[:2]
+        frames = np.zeros((len(orders), count), np.float32)
+        share = np.full(joints, 1 / joints, np.float32)
+        for start in range(0, count, _BLOCK):
+            world = self.joints[start : start + _BLOCK + max(orders)]
+            for points in (world, world - world[:, self.parts.root, None])[: 1 + local]:
+                step, order = points, 0
+                for row, wanted in enumerate(orders):  # ascending, each from the one before
+                    step, order = np.diff(step, n=wanted - order, axis=0), wanted
+                    lengths = norm(step[:_BLOCK]) @ share
+                    frames[row, start : start + len(lengths)] += lengths
+        result = []
+        for row, order in enumerate(orders):
+            sums = self.total(np.where(self.differences_from(order), frames[row], 0))  # no step from clip to clip
+            result.append(np.where(self.lengths > order, sums / np.maximum(self.lengths - order, 1), np.nan))
+        return result
 
 
 def norm(x: NDArray[Any]) -> NDArray[Any]:

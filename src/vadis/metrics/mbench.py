@@ -106,12 +106,12 @@ def mbench_metrics(joints: Any, lengths: Any = None, *, fps: float, mode: Mode =
     else:
         raise VadisError(f"mode={mode!r}: use compat (as published) or native (right axes and rate).")
     feet = watch_feet(clips, axis, level)
-    local = clips.joints - clips.joints[:, clips.parts.root, None]
+    dynamic, jitter = clips.mean_differences((1, 2))
     single = clips.lengths == 1
     sunk = clips.total((feet.height < -0.005).sum(1))
     return MBench(
-        jitter=clips.mean_difference(clips.joints, 2) + clips.mean_difference(local, 2),
-        dynamic=clips.mean_difference(clips.joints, 1) + clips.mean_difference(local, 1),
+        jitter=jitter,
+        dynamic=dynamic,
         foot_floating=np.where(single, np.nan, feet.floating()),
         foot_sliding=np.where(single, np.nan, feet.sliding(ground_axes(axis))),
         ground_penetration=feet.penetration(),

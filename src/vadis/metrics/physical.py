@@ -98,12 +98,8 @@ def physical_metrics(joints: Any, lengths: Any = None, *, fps: float = RATE, mod
     else:
         raise VadisError(f"mode={mode!r}: use compat (published numbers) or native (metres and seconds).")
     feet = watch_feet(clips, axis, floor)
-    local = clips.joints - clips.joints[:, clips.parts.root, None]
-    slide, jitter, dynamic = (
-        feet.sliding(ground_axes(axis)),
-        clips.mean_difference(clips.joints, 2) + clips.mean_difference(local, 2),
-        clips.mean_difference(clips.joints, 1) + clips.mean_difference(local, 1),
-    )
+    slide = feet.sliding(ground_axes(axis))
+    dynamic, jitter = clips.mean_differences((1, 2))
     if mode == "native":
         slide, jitter, dynamic = RATE * slide, RATE**2 * jitter, RATE * dynamic
     return Physical(slide, feet.floating(), jitter, dynamic, feet.penetration(), mode)
@@ -111,6 +107,8 @@ def physical_metrics(joints: Any, lengths: Any = None, *, fps: float = RATE, mod
 
 SKATE_HEIGHT = 0.05
 """Metres above its own lowest standing height below which a toe's horizontal speed counts as skating."""
+FLIGHT_HEIGHT = 0.10
+"""Metres above the standing toe that the lowest joint must reach for nothing to carry the body."""
 _FLIGHT_ACCELERATION = 4.0  # m/s²: a body that nothing carries falls with 9.81; half of it forgives noise
 
 
@@ -120,8 +118,8 @@ class GroundQuality:
 
     skate: m/s, horizontal toe speed weighted by `2 - 2^(h / 5 cm)` while a toe is within 5 cm of the floor (Zhang et al.,
         2018), over those frames. hover: metres of air under the lower toe in its lowest twentieth of frames; negative is
-        sunk. penetration: deepest toe under the floor, metres. unsupported: share of frames with both toes more than
-        5 cm up while the root doesn't fall as a free body would. contact: share of frames with a toe within 5 cm.
+        sunk. penetration: deepest toe under the floor, metres. unsupported: share of frames with every joint more than
+        10 cm up while the body doesn't fall as a free one would. contact: share of frames with a toe within 5 cm.
     acceleration: m/s², jerk: m/s³, mean over joints of the lengths of second and third differences.
     """
 
@@ -156,15 +154,17 @@ def ground_quality(joints: Any, lengths: Any = None, *, fps: float, floor: float
     near = feet.height < SKATE_HEIGHT
     weight = np.where(near, np.clip(2 - 2.0 ** (feet.height / SKATE_HEIGHT), 0, 1), 0)
     low = feet.height.min(1)
+    above = clips.joints[..., axis].min(1) - (floor + toe)
     deepest = np.minimum.reduceat(low, clips.starts).astype(np.float64)
+    acceleration, jerk = clips.mean_differences((2, 3), local=False)
     return GroundQuality(
         skate=clips.total((speed * weight).sum(1)) / np.maximum(clips.total(near.sum(1)), 1),
         hover=lowest_toe(clips, axis, FLOOR_QUANTILE) - floor - toe,
         penetration=np.maximum(-deepest, 0.0),
-        unsupported=clips.total(~near.any(1) & ~_falling(clips, axis)) / clips.lengths,
+        unsupported=clips.total((above > FLIGHT_HEIGHT) & ~_falling(clips, axis)) / clips.lengths,
         contact=clips.total(near.any(1)) / clips.lengths,
-        acceleration=RATE**2 * clips.mean_difference(clips.joints, 2),
-        jerk=RATE**3 * clips.mean_difference(clips.joints, 3),
+        acceleration=RATE**2 * acceleration,
+        jerk=RATE**3 * jerk,
     )
 
 
