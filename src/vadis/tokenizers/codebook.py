@@ -122,11 +122,11 @@ class EMACodebook(nn.Module):
         self.restart_means()
 
     @torch.no_grad()
-    def restart_means(self) -> None:
-        """Count each code as used once, as the published programs do before their first batch."""
+    def restart_means(self, count: float = 1.0) -> None:
+        """Count each code as used `count` times a batch until now; 1 is what a new codebook starts from."""
         if self.update != "gradient":
-            self.code_sum.copy_(self.codebook)
-            self.code_count.fill_(1.0)
+            self.code_sum.copy_(count * self.codebook)
+            self.code_count.fill_(count)
 
     @torch.no_grad()
     def _learn(self, rows: Tensor, flat: Tensor, counts: Tensor) -> None:
@@ -151,7 +151,7 @@ class EMACodebook(nn.Module):
         if rows.shape[1] < self.vocab_size:
             rows = rows.repeat(1, -(-self.vocab_size // rows.shape[1]), 1)
             rows = rows + torch.randn_like(rows) * (0.01 / self.dim**0.5)
-        first = rows[:, : self.vocab_size].contiguous()
+        first = rows[:, : self.vocab_size].clone(memory_format=torch.contiguous_format)
         if several_processes():
             dist.broadcast(first, 0)
         return first.view_as(self.codebook)

@@ -27,7 +27,7 @@ from vadis.errors import ModelError, ShapeError
 from vadis.tokenizers.base import Clips
 from vadis.tokenizers.codebook import CodebookUpdate, EMACodebook
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
-from vadis.tokenizers.vqvae import fresh_means
+from vadis.tokenizers.vqvae import lost_means
 
 PUBLISHED_NAMES = {
     "input_dim": "feature_dim",
@@ -200,7 +200,7 @@ def from_motion_vqvae(
         warnings.warn(f"the checkpoint does not say {', '.join(assumed)}: these are assumed.", stacklevel=3)
     tokenizer = MGVQTokenizer(config)
     layers["quantizer.codebook"] = codes
-    return load_published(tokenizer, layers | fresh_means(tokenizer.quantizer, "quantizer.", codes), mean, std)
+    return load_published(tokenizer, layers | lost_means(tokenizer.quantizer, "quantizer.", codes, uses=4.0), mean, std)
 
 
 def _codebooks(others: dict[str, Tensor], channels: int) -> Tensor:

@@ -21,7 +21,7 @@ from vadis.errors import FileError, ModelError, ShapeError, VadisError
 from vadis.tokenizers.base import Quantized
 from vadis.tokenizers.codebook import EMACodebook, several_processes
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
-from vadis.tokenizers.vqvae import fresh_means, our_names, source_fields
+from vadis.tokenizers.vqvae import lost_means, our_names, source_fields
 
 OPTIONS = ("dilation_growth_rate", "mu", "quantize_dropout_prob", "shared_codebook", "vq_act", "vq_norm")
 """Keys of the published opt.txt that the tensors do not tell."""
@@ -195,7 +195,7 @@ def from_momask(
     for level, book in books.items():
         layer: Any = tokenizer.quantizer.layers[level] if level < len(tokenizer.quantizer.layers) else None
         if layer is not None:
-            state = state | fresh_means(layer, f"quantizer.layers.{level}.", book)
+            state = state | lost_means(layer, f"quantizer.layers.{level}.", book)
     return load_published(tokenizer, state, mean, std)
 
 

@@ -63,7 +63,7 @@ def from_t2mgpt(
 
     Sizes are read off the tensors. What they do not tell may be given as `options`, by our names or the published ones
     (`activation`, `dilation_growth_rate`, `norm` "GN", `mu`, `quantizer`…). Training can go on from the imported codes;
-    their running means start anew, since no published file holds them. Raises ModelError for names that are missing or left over.
+    their running means, which no published file holds, are set to the average. Raises ModelError for names that are missing or left over.
     """
     if all(name.startswith("vqvae.") for name in state):
         state = {name.removeprefix("vqvae."): value for name, value in state.items()}
@@ -77,7 +77,7 @@ def from_t2mgpt(
     found = infer_conv(state, options) | {"codebook_size": len(codebook)}
     config = build_config(VQTokenizerConfig, found | source_fields(found["feature_dim"], options) | options, "options")
     tokenizer = VQTokenizer(config)
-    return load_published(tokenizer, state | fresh_means(tokenizer.quantizer, "quantizer.", codebook), mean, std)
+    return load_published(tokenizer, state | lost_means(tokenizer.quantizer, "quantizer.", codebook), mean, std)
 
 
 def our_names(options: dict[str, Any]) -> dict[str, Any]:
@@ -100,9 +100,13 @@ def source_fields(feature_dim: int, options: dict[str, Any]) -> dict[str, Any]:
     return {"representation": name, "fps": representation(name).fps}
 
 
-def fresh_means(codebook: EMACodebook, prefix: str, codes: Tensor) -> dict[str, Tensor]:
-    """The state of a codebook beside its codes that no published file holds: initialised, each code counted once."""
+def lost_means(codebook: EMACodebook, prefix: str, codes: Tensor, uses: float = 8.0) -> dict[str, Tensor]:
+    """The state of a codebook beside its codes, which no published file holds.
+
+    Each code counts as used as often as the average one in a published batch (`uses`: 256 windows of 16 steps over 512
+    codes), so that training goes on without losing those that the next batch happens not to use.
+    """
     own = {"initialised": codebook.initialised.new_ones(())}
     if codebook.update != "gradient":
-        own |= {"code_sum": codes.float(), "code_count": codebook.code_count.new_ones(codes.shape[:-1])}
+        own |= {"code_sum": uses * codes.float(), "code_count": codebook.code_count.new_full(codes.shape[:-1], uses)}
     return {prefix + name: value for name, value in own.items()}
