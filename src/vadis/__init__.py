@@ -14,6 +14,7 @@ _LAZY = {
     "representation": "vadis.representations",
     "load": "vadis.hub",
     "import_checkpoint": "vadis.hub",
+    "evaluate": "vadis.pipelines.evaluate",
     "VadisError": "vadis.errors",
 }
 __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]

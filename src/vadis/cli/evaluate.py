@@ -1,0 +1,106 @@
+"""`vadis evaluate MODEL --data CORPUS`."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from vadis.cli.common import check_input, print_json, say
+from vadis.errors import VadisError
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a pipeline, a tokenizer or a folder of predictions against recorded motion.
+
+    vadis evaluate vadis-mini --data corpora/mini -o results/mini
+
+    vadis evaluate predictions/ --data corpora/test --protocol ms272-official4042 --evaluator evaluators/ms272
+    """
+
+    model: Annotated[Positional[str | None], arg(metavar="MODEL")] = None
+    """A model's name, folder or Hub id, or a folder of <id>.npy predictions."""
+    data: str | None = None
+    """Corpus, or folder of <id>.npy features with captions; for protocol mbench a JSON file of prompts."""
+    protocol: str = "ms272"
+    """babel-stream, hml263, mbench, motionmillion, ms272, ms272-official4042, reconstruction, or a YAML file."""
+    evaluator: str | None = None
+    """Model of motion and text that gives embeddings; by default the bundled one where it fits; "none" does without."""
+    baseline: str | None = None
+    """Instead of a model: real, shuffled, noise, float, slide, frozen, smooth, mirrored or nearest."""
+    output: Annotated[str | None, arg(aliases=["-o"])] = None
+    """Folder for the report (JSON, Markdown, HTML) and the work; called again, the evaluation goes on there."""
+    split: str | None = None
+    """Split of the corpus; by default test, else val; "all" for everything."""
+    kinds: tuple[str, ...] = ("whole",)
+    """Kinds of captions that count."""
+    repeats: int | None = None
+    """Seeds; by default the protocol's."""
+    generations: int | None = None
+    """Sets of predictions that are made; by default one a seed."""
+    limit: int | None = None
+    """Only about this many items, evenly picked."""
+    real: str | None = None
+    """For prompts: a corpus for the row of real motion."""
+    batch_size: int = 32
+    """Prompts handed to the model at once."""
+    partial: bool = False
+    """Evaluate what predictions and data have in common instead of refusing."""
+    multimodality: bool = False
+    """Also make many motions for some prompts, where the protocol asks for it."""
+    overwrite: bool = False
+    """Start anew in the output folder."""
+    pictures: int = 3
+    """Worst and best clips drawn in the HTML report."""
+    samples: int | None = None
+    """Candidates made for every motion, of which the model keeps one; by default the model's own number."""
+    guidance: float | None = None
+    """How strongly the text is followed; by default the model's own value."""
+    temperature: float | None = None
+    """By default the model's own value."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        if (self.model is None) == (self.baseline is None):
+            raise VadisError("name a model (or a folder of predictions), or a --baseline; one of the two.")
+        if self.data is None:
+            raise VadisError("give the recorded motions: --data CORPUS (for protocol mbench a file of prompts).")
+        data = check_input(self.data)
+        if self.output and Path(self.output).is_file():
+            raise VadisError(f"{self.output} is a file: -o names a folder for the report.")
+        from vadis.pipelines.evaluate import evaluate
+
+        given = {"samples": self.samples, "guidance_scale": self.guidance, "temperature": self.temperature}
+        report = evaluate(
+            self.model if self.baseline is None else f"baseline:{self.baseline}",
+            self.protocol, data, evaluator=self.evaluator, split=self.split, kinds=self.kinds, out=self.output,
+            repeats=self.repeats, generations=self.generations, batch_size=self.batch_size, limit=self.limit,
+            real=self.real, partial=self.partial, multimodality=self.multimodality, overwrite=self.overwrite,
+            pictures=self.pictures, device=self.device, settings={k: v for k, v in given.items() if v is not None},
+            progress=_Progress(),
+        )  # fmt: skip
+        if self.json:
+            print_json(json.loads(json.dumps(report.as_json() | {"clips": None})))
+        else:
+            print(report.markdown(), end="")
+        if self.output:
+            say(f"{Path(self.output) / 'report.html'}")
+
+
+class _Progress:
+    """A line on stderr now and then."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if time.monotonic() - self.last > 5:
+            self.last = time.monotonic()
+            print(f"{stage} {done}{f' of {total}' if total else ''}", file=sys.stderr, flush=True)

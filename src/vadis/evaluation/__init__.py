@@ -1,0 +1,1 @@
+"""Evaluation: protocols, what is evaluated, reports and leaderboards. The call is `vadis.evaluate`."""

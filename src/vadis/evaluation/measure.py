@@ -1,0 +1,176 @@
+"""From predictions, recordings and embeddings to figures: the metrics of `vadis.metrics`, under the keys of a report."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vadis.errors import VadisError
+from vadis.evaluation.protocol import Protocol
+from vadis.evaluation.reference import Draw
+from vadis.metrics.distribution import fid
+from vadis.metrics.mbench import mbench_metrics
+from vadis.metrics.physical import ground_quality, physical_metrics
+from vadis.metrics.reconstruction import acceleration_error, joint_errors
+from vadis.metrics.retrieval import r_precision
+from vadis.metrics.transition import jerk_curve, seam_metrics
+from vadis.representations import representation
+
+PerClip = dict[str, np.ndarray]
+"""Metric key → one value an item."""
+CHUNK = 256  # clips whose joints are in memory at once
+
+
+def joints_of(features: Tensor, protocol: Protocol) -> Tensor:
+    """World joints (T, 22, 3) in metres; joints are passed on."""
+    if features.ndim == 3:
+        return features
+    positions = representation(protocol.representation).positions(features)
+    return positions / 1000 if protocol.representation == "kit251" else positions
+
+
+def clip_metrics(clips: Sequence[Tensor], protocol: Protocol) -> PerClip:
+    """Physical, ground and MBench metrics of every clip, in the units of a report."""
+    found: dict[str, list[np.ndarray]] = {}
+    fps = representation(protocol.representation).fps
+    for a in range(0, len(clips), CHUNK):
+        part = [clips[i] for i in range(a, min(a + CHUNK, len(clips)))]
+        rate = protocol.joints_fps if part[0].ndim == 3 else fps
+        joints = [joints_of(x, protocol).numpy() for x in part]
+        for key, values in _clip_metrics(joints, rate, protocol).items():
+            found.setdefault(key, []).append(values)
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def _clip_metrics(joints: list[np.ndarray], fps: float, protocol: Protocol) -> PerClip:
+    found: PerClip = {}
+    if "physical" in protocol.metrics:
+        p = physical_metrics(joints, fps=fps, mode=protocol.physical)
+        scale, tail = (1000.0, "") if protocol.physical == "compat" else (1.0, "_si")
+        found |= {f"{k}{tail}": scale * getattr(p, k) for k in ("slide", "jitter", "dynamic", "penetration")}
+        found[f"floating{tail}"] = 100 * p.floating
+    if "ground" in protocol.metrics:
+        g = ground_quality(joints, fps=fps)
+        found |= {k: getattr(g, k) for k in ("skate", "hover", "acceleration", "jerk")}
+        found |= {"sunk": g.penetration, "unsupported": 100 * g.unsupported, "contact": 100 * g.contact}
+    if "mbench" in protocol.metrics:
+        m = mbench_metrics(joints, fps=fps, mode="native", floor=0.0)
+        names = ("jitter", "dynamic", "foot_floating", "foot_sliding", "ground_penetration")
+        found |= {f"mbench_{k}": getattr(m, k) for k in names}
+    return found
+
+
+def pair_errors(real: Sequence[Tensor], made: Sequence[Tensor], protocol: Protocol) -> tuple[PerClip, np.ndarray]:
+    """Joint errors of every clip, and its frames, by which published means weigh clips."""
+    fps = representation(protocol.representation).fps
+    rows, frames = [], []
+    for i in range(len(real)):
+        a, b = joints_of(real[i], protocol), joints_of(made[i], protocol)
+        n = min(len(a), len(b))
+        a, b = a[:n], b[:n]
+        modes = ("root", "global", "procrustes")
+        row = {f"mpjpe_{m}": 1000 * float(joint_errors(a, b, m).mean()) for m in modes}
+        rows.append(row | {"acceleration_error": acceleration_error(a[None], b[None], fps)})
+        frames.append(n)
+    return {k: np.array([r[k] for r in rows]) for k in rows[0]}, np.array(frames)
+
+
+def seams(
+    clips: Sequence[Tensor], draws: Sequence[Draw], usual: float | None, protocol: Protocol
+) -> tuple[PerClip, float]:
+    """Jerk at the seams of streams; `usual` is the mean jerk of real motion, found from these clips when None."""
+    fps = representation(protocol.representation).fps
+    curves = [jerk_curve(joints_of(clips[i], protocol), fps) for i in range(len(clips))]
+    level = float(np.concatenate(curves).mean()) if usual is None else usual
+    rows = [seam_metrics(c, d.parts[0], fps, level, protocol.seam_seconds) for c, d in zip(curves, draws, strict=True)]
+    return {k: np.array([r[k] for r in rows]) for k in rows[0]}, level
+
+
+class SetMetrics:
+    """FID, R-precision and diversity of one seed after another; a metric that can't be had is noted once, with the cure."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.real: dict[str, list[float]] = {}
+        self.result: dict[str, list[float]] = {}
+        self.unavailable: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def add(self, arrays: dict[str, np.ndarray], seed: int) -> None:
+        """Measure the embeddings of a seed: "made", and "real" and "text" where there are any."""
+        groups = self.protocol.metrics
+        real, made, text = arrays.get("real"), arrays["made"], arrays.get("text")
+        if "fid" in groups and real is not None:
+            self._try("fid", lambda: self._fid(real, made, seed))
+        if "retrieval" in groups:
+            if text is None:
+                self.unavailable["r1"] = "the items have no captions."
+            else:
+                self._try("r1", lambda: self._retrieval(text, real, made, seed))
+        if "diversity" in groups:
+            self._try("diversity", lambda: self._diversity(real, made, seed))
+
+    def _try(self, key: str, measure: Callable[[], None]) -> None:
+        if key in self.unavailable:
+            return
+        try:
+            measure()
+        except VadisError as error:
+            self.unavailable[key] = str(error)
+
+    def _put(self, row: dict[str, list[float]], **values: float) -> None:
+        for key, value in values.items():
+            row.setdefault(key, []).append(float(value))
+
+    def _fid(self, real: np.ndarray, made: np.ndarray, seed: int) -> None:
+        found = fid(real, made, seed=seed)
+        self._put(self.result, fid=found.value)
+        if found.floor is not None:
+            self._put(self.real, fid=found.floor)
+        self.notes += [f"FID: {note}" for note in found.notes if f"FID: {note}" not in self.notes]
+
+    def _retrieval(self, text: np.ndarray, real: np.ndarray | None, made: np.ndarray, seed: int) -> None:
+        for row, motion in ((self.result, made), (self.real, real)):
+            if motion is not None:
+                r = r_precision(text, motion, pool=self.protocol.pool, seed=seed)
+                self._put(row, r1=r.top[0], r2=r.top[1], r3=r.top[2], matching=r.matching_distance)
+
+    def _diversity(self, real: np.ndarray | None, made: np.ndarray, seed: int) -> None:
+        from vadis.metrics.distribution import diversity
+
+        for row, motion in ((self.result, made), (self.real, real)):
+            if motion is not None:
+                self._put(row, diversity=diversity(motion, seed=seed))
+
+
+def segments(features: Tensor, parts: Sequence[int]) -> list[Tensor]:
+    """Features (T, D) of a stream cut at its seams; what goes beyond belongs to the last part."""
+    edges = np.cumsum([0, *parts])
+    return [features[a:b] if k < len(parts) - 1 else features[a:] for k, (a, b) in enumerate(zip(edges, edges[1:], strict=False))]  # fmt: skip
+
+
+def codebook(tokens: tuple[Tensor, int]) -> dict[str, float]:
+    """Share of codes used in percent and perplexity."""
+    from vadis.metrics.codebook import codebook_usage
+
+    usage = codebook_usage(tokens[0], tokens[1])
+    return {"codes_used": 100 * usage.utilisation, "perplexity": usage.perplexity}
+
+
+def embed(evaluator: Any, clips: Sequence[Tensor], names: Sequence[str]) -> np.ndarray:
+    """Motion embeddings (N, E) float32; what goes beyond the evaluator's longest clip is not looked at.
+
+    Raises VadisError naming clips that are shorter than it can read.
+    """
+    out = []
+    for a in range(0, len(clips), CHUNK):
+        part = [clips[i][: evaluator.max_frames] for i in range(a, min(a + CHUNK, len(clips)))]
+        short = [names[a + i] for i, x in enumerate(part) if len(x) < evaluator.min_frames]
+        if short:
+            raise VadisError(
+                f"{len(short)} motions have fewer than the {evaluator.min_frames} frames that the evaluator can read "
+                f"({', '.join(short[:8])}): leave them out, or take a protocol whose length is that of the reference."
+            )
+        out.append(evaluator.embed_motion(part).numpy())
+    return np.concatenate(out)

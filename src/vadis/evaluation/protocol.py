@@ -1,0 +1,96 @@
+"""Protocols: what is measured on what, written down. A protocol is a small YAML file in `protocols/`, or one of your own.
+
+Two numbers compare only when protocol, evaluator and data are the same; a report carries all three.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from vadis.component import build_config
+from vadis.errors import FileError, VadisError
+
+FOLDER = Path(__file__).parent / "protocols"
+Task = Literal["text", "reconstruction", "prompts", "stream"]
+Group = Literal[
+    "fid", "retrieval", "diversity", "multimodality", "physical", "ground", "mbench", "errors", "codebook", "seams"
+]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Protocol:
+    """One way to evaluate. The defaults are those of MotionStreamer's evaluation on 272 features."""
+
+    name: str
+    title: str = ""
+    """What it is, in a line."""
+    task: Task = "text"
+    """text: a motion for each caption; reconstruction: encode and decode; prompts: a file of prompts, no reference motion;
+    stream: two captions in a row."""
+    representation: str = "ms272"
+    items: Literal["spans", "clips"] = "spans"
+    """Captioned parts count as items of their own, or whole clips only."""
+    long: Literal["drop", "cut"] = "drop"
+    """Items above `max_frames` are dropped, or cut into equal parts."""
+    min_frames: int = Field(default=60, ge=4)
+    max_frames: int = Field(default=299, ge=4)
+    caption: Literal["random", "first"] = "random"
+    unit: int = Field(default=4, ge=1)
+    """Lengths are cut to a multiple of this."""
+    shorten: float = Field(default=1 / 3, ge=0, le=1)
+    """Chance that a further unit is taken off."""
+    length: Literal["reference", "own"] = "reference"
+    """Predictions of another length are cut or held to the length asked for, or measured as they are."""
+    text: Literal["plain", "tokens"] = "plain"
+    """What the evaluator reads: the sentence, or its `word/POS` tokens where the data has them."""
+    pool: int = Field(default=32, ge=2)
+    repeats: int = Field(default=20, ge=1)
+    """Seeds; figures are means over them, with mean ± 1.96 sd / √repeats."""
+    metrics: tuple[Group, ...] = ("fid", "retrieval", "diversity", "physical", "ground")
+    physical: Literal["compat", "native"] = "compat"
+    evaluator: str | None = "vadis-mini-evaluator"
+    """Used when none is named; null: one must be named."""
+    seam_seconds: float = Field(default=1.0, gt=0)
+    """Length of the window around a seam."""
+    multimodal_prompts: int = Field(default=100, ge=2)
+    multimodal_motions: int = Field(default=30, ge=2)
+    joints_fps: float = Field(default=20.0, gt=0)
+    """Frame rate of predictions that are joint positions (prompts only)."""
+    note: str = ""
+    """What a reader must know before comparing the figures."""
+
+    def __post_init__(self) -> None:
+        if self.max_frames < self.min_frames:
+            raise ValueError(f"max_frames {self.max_frames} is below min_frames {self.min_frames}")
+
+
+def protocol_names() -> list[str]:
+    """Names of the protocols that come with vadis."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_protocol(source: str | Path | Protocol, **changes: Any) -> Protocol:
+    """A protocol by name or from a YAML file, with some fields changed.
+
+    Raises VadisError for an unknown name, FileError or ModelError for a file with wrong fields.
+    """
+    if isinstance(source, Protocol):
+        fields = asdict(source)
+    else:
+        path = FOLDER / f"{source}.yaml" if str(source) in protocol_names() else Path(source)
+        if not path.is_file():
+            raise VadisError(
+                f"no protocol {str(source)!r}: use {', '.join(protocol_names())}, or the path of a YAML file."
+            )
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise FileError(f"{path} is no YAML ({' '.join(str(error).split())[:160]}).") from error
+        if not isinstance(fields, dict):
+            raise FileError(f"{path} must hold fields of a protocol such as `task: text`.")
+        fields = {"name": path.stem} | fields
+    return build_config(Protocol, fields | changes, f"protocol {fields.get('name')}")

@@ -1,0 +1,181 @@
+"""The result of an evaluation: figures with intervals, beside those of real motion, and everything needed to compare them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vadis.errors import FileError
+from vadis.files import atomic_write
+
+Better = Literal["higher", "lower", "real"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a figure is called, written and read."""
+
+    label: str
+    better: Better
+    digits: int = 3
+    unit: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric("FID", "lower", 3),
+    "r1": Metric("R@1", "higher"),
+    "r2": Metric("R@2", "higher"),
+    "r3": Metric("R@3", "higher"),
+    "matching": Metric("MM-Dist", "lower"),
+    "diversity": Metric("Diversity", "real"),
+    "multimodality": Metric("MultiModality", "higher"),
+    "mpjpe_root": Metric("MPJPE", "lower", 1, "mm"),
+    "mpjpe_global": Metric("MPJPE global", "lower", 1, "mm"),
+    "mpjpe_procrustes": Metric("PA-MPJPE", "lower", 1, "mm"),
+    "acceleration_error": Metric("Acceleration error", "lower", 2, "m/s²"),
+    "codes_used": Metric("Codes used", "higher", 1, "%"),
+    "perplexity": Metric("Perplexity", "higher", 1),
+    "slide": Metric("Slide", "lower", 2, "mm/frame"),
+    "floating": Metric("Float", "lower", 2, "%"),
+    "jitter": Metric("Jitter", "real", 2, "mm/frame²"),
+    "dynamic": Metric("Dynamic", "real", 2, "mm/frame"),
+    "penetration": Metric("Penet", "lower", 2, "mm"),
+    "slide_si": Metric("Slide", "lower", 3, "m/s"),
+    "floating_si": Metric("Float", "lower", 2, "%"),
+    "jitter_si": Metric("Jitter", "real", 2, "m/s²"),
+    "dynamic_si": Metric("Dynamic", "real", 3, "m/s"),
+    "penetration_si": Metric("Penet", "lower", 4, "m"),
+    "skate": Metric("Skating", "lower", 3, "m/s"),
+    "hover": Metric("Hover", "real", 3, "m"),
+    "sunk": Metric("Deepest toe", "lower", 3, "m"),
+    "unsupported": Metric("Unsupported", "lower", 2, "%"),
+    "contact": Metric("Contact", "real", 1, "%"),
+    "acceleration": Metric("Acceleration", "real", 2, "m/s²"),
+    "jerk": Metric("Jerk", "real", 1, "m/s³"),
+    "mbench_jitter": Metric("MBench Jitter_Degree", "lower", 4, "m/frame²"),
+    "mbench_dynamic": Metric("MBench Dynamic_Degree", "real", 4, "m/frame"),
+    "mbench_foot_floating": Metric("MBench Foot_Floating", "lower", 4),
+    "mbench_foot_sliding": Metric("MBench Foot_Sliding", "lower", 4, "m/frame"),
+    "mbench_ground_penetration": Metric("MBench Ground_Penetration", "lower", 4, "m"),
+    "peak_jerk": Metric("Seam peak jerk", "real", 1, "m/s³"),
+    "area_jerk": Metric("Seam area under jerk", "lower", 1, "m/s²"),
+}
+"""Key → how to show it. "real": the closer to real motion the better."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A mean over seeds; `interval` is 1.96 sd / √n (None for one value)."""
+
+    mean: float
+    interval: float | None = None
+    seeds: int = 1
+
+    @classmethod
+    def of(cls, values: Any) -> "Value":
+        """Over one value a seed, deviation as of a population (the published formula)."""
+        x = np.asarray(values, np.float64)
+        return cls(float(x.mean()), float(1.96 * x.std() / np.sqrt(len(x))) if len(x) > 1 else None, len(x))
+
+    def text(self, digits: int) -> str:
+        """`0.512 ± 0.003`."""
+        return f"{self.mean:.{digits}f}" + ("" if self.interval is None else f" ± {self.interval:.{digits}f}")
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Figures of one model under one protocol, evaluator and data.
+
+    `result` and `real` map metric keys to values; the real "fid" is the distance of two real samples of this size.
+    `unavailable` says why a metric of the protocol has no value; `clips` holds values of single items of the first seed.
+    """
+
+    model: str
+    protocol: dict[str, Any]
+    evaluator: str
+    data: str
+    items: int
+    result: dict[str, Value]
+    real: dict[str, Value]
+    unavailable: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    identity: dict[str, str] = field(default_factory=dict)
+    """Hashes of protocol, evaluator, data and model."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage."""
+    clips: dict[str, list[Any]] = field(default_factory=dict)
+
+    def delta(self, key: str) -> float | None:
+        """Result minus real."""
+        return self.result[key].mean - self.real[key].mean if key in self.result and key in self.real else None
+
+    def rows(self) -> list[tuple[str, Metric, Value | None, Value | None]]:
+        """(key, metric, real, result) in the order of METRICS."""
+        keys = [k for k in METRICS if k in self.result or k in self.real]
+        return [(k, METRICS[k], self.real.get(k), self.result.get(k)) for k in keys]
+
+    def markdown(self) -> str:
+        """The report as a Markdown page."""
+        p = self.protocol
+        lines = [f"# {self.model} · {p['name']}\n", f"{p['title']}.\n" if p["title"] else ""]
+        lines += [
+            f"{self.items} items of {self.data}; evaluator {self.evaluator}; {self.settings.get('repeats', 1)} seeds, "
+            f"{self.settings.get('generations', 1)} sets of predictions. Mean ± 1.96 sd / √seeds.\n",
+            "| metric | better | real | this model | difference |\n| --- | --- | ---: | ---: | ---: |",
+        ]
+        arrow = {"higher": "↑", "lower": "↓", "real": "→ real"}
+        for key, m, real, result in self.rows():
+            delta = self.delta(key)
+            label = m.label + (f" ({m.unit})" if m.unit else "")
+            cells = [v.text(m.digits) if v else "—" for v in (real, result)]
+            lines.append(f"| {label} | {arrow[m.better]} | {cells[0]} | {cells[1]} | {'' if delta is None else f'{delta:+.{m.digits}f}'} |")  # fmt: skip
+        lines.append("")
+        if "fid" in self.real:
+            lines.append("The real FID is that of two disjoint real samples, scaled to this number of items.\n")
+        for key, reason in self.unavailable.items():
+            lines.append(f"- no {METRICS[key].label if key in METRICS else key}: {reason}")
+        lines += [f"- {note}" for note in self.notes]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def __str__(self) -> str:
+        return self.markdown()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"format": "vadis-report", "version": 1} | asdict(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.json` and `report.md` to a folder."""
+        folder = Path(folder)
+        with atomic_write(folder / "report.md") as temporary:
+            temporary.write_text(self.markdown(), encoding="utf-8")
+        with atomic_write(folder / "report.json") as temporary:
+            temporary.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return folder / "report.json"
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Report":
+        """Read a `report.json` (or the folder that holds it); raises FileError."""
+        path = Path(path)
+        path = path / "report.json" if path.is_dir() else path
+        try:
+            page = json.loads(path.read_text(encoding="utf-8"))
+            if page.pop("format") != "vadis-report" or page.pop("version") != 1:
+                raise ValueError("another format")
+            for name in ("result", "real"):
+                page[name] = {k: Value(**v) for k, v in page[name].items()}
+            page["notes"] = tuple(page["notes"])
+            return cls(**page)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileError(
+                f"{path} is no vadis report ({str(error)[:100]}). Evaluate again with -o FOLDER."
+            ) from error
+
+
+def same(first: Mapping[str, str], second: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
+    """Which of the named identities differ."""
+    return [name for name in names if first.get(name) != second.get(name)]
