@@ -13,6 +13,10 @@ import vadis
 from vadis.evaluators import TMRConfig, TMREvaluator
 from vadis.evaluators.layers import Normal, sinusoids
 from vadis.evaluators.losses import info_nce, kl_divergence, near_duplicates
+from vadis.metrics.distribution import diversity, fid
+from vadis.metrics.reconstruction import joint_errors, mpjpe
+from vadis.metrics.retrieval import r_precision
+from vadis.representations import representation
 
 from .fixtures import arrays, fill_value, manifest, manifests
 
@@ -125,3 +129,38 @@ def test_the_default_config_is_the_released_model(folder: Path) -> None:
         if not name.endswith(".pe")
     }
     assert names == published
+
+
+@pytest.mark.parametrize("folder", _with("results"))
+def test_metrics_on_stored_embeddings(folder: Path) -> None:
+    whole, data = manifest(folder), arrays(folder)
+    expected, tolerance = whole["results"], whole["recommended_tolerance"]
+    for name in ("real", "pred"):
+        about = expected[name]
+        batches = zip(data["text"].split(32), data[name].split(32), strict=True)
+        for (text, motion), (*hits, distance) in zip(batches, about["per_batch_top1_top2_top3_sumdist"], strict=True):
+            scored = r_precision(text, motion)
+            assert [round(32 * value) for value in scored.top] == hits
+            assert 32 * scored.matching_distance == pytest.approx(distance, rel=1e-5)
+        scored = r_precision(data["text"], data[name])
+        assert list(scored.top) == pytest.approx(about["r_precision"], abs=tolerance["r_precision"] + 1e-9)
+        assert scored.matching_distance == pytest.approx(about["matching_score"], abs=tolerance["matching_score"])
+        draws = data[f"{name}.div_first"], data[f"{name}.div_second"]
+        assert diversity(data[name], draws=draws) == pytest.approx(about["diversity"], abs=tolerance["diversity"])
+    assert fid(data["real"], data["pred"]).value == pytest.approx(expected["fid"], abs=tolerance["fid"])
+    assert fid(data["real"], data["real"]).value == pytest.approx(expected["fid_self"], abs=tolerance["fid"])
+    rows = expected["rank_deficient_rows"]
+    few = fid(data["real"], data["pred"][:rows], allow_few=True)
+    assert few.value == pytest.approx(expected["fid_rank_deficient_first_half_dim_rows"], abs=tolerance["fid"])
+
+
+@pytest.mark.parametrize("folder", _with("results"))
+def test_joint_errors(folder: Path) -> None:
+    whole, data, rep = manifest(folder), arrays(folder), representation("ms272")
+    real, made = (rep.positions(data[f"mpjpe.{name}"], yaw_only=False) for name in ("gt272", "pred272"))
+    tolerance = whole["recommended_tolerance"]["mpjpe_mm"]
+    errors = joint_errors(real, made)
+    torch.testing.assert_close(errors.float(), data["mpjpe.per_frame_m"], atol=tolerance / 1000, rtol=0)
+    assert 1000 * mpjpe(real[None], made[None]) == pytest.approx(whole["results"]["mpjpe_mm"], abs=tolerance)
+    errors = joint_errors(data["mpjpe_rand.a"], data["mpjpe_rand.b"])
+    torch.testing.assert_close(errors.float(), data["mpjpe_rand.per_frame"], atol=1e-5, rtol=0)
