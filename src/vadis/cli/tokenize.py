@@ -1,0 +1,149 @@
+"""`vadis tokenize`, `vadis detokenize` and `vadis reconstruct`: a motion file through a tokenizer and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from vadis.cli.common import check_output, print_json, say
+from vadis.cli.reading import on_model_skeleton, read_motion
+from vadis.cli.writing import check_outputs, write
+from vadis.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vadis.motion import Motion
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Turn a motion file into tokens, with what is needed to decode them beside.
+
+    vadis tokenize walk.bvh -o walk.tokens.npz --model vadis-mini
+    """
+
+    source: Annotated[Positional[str], arg(metavar="IN")]
+    """Motion file of any readable kind; it is retargeted and resampled as the model needs."""
+    out: Annotated[str, arg(aliases=["-o"])]
+    """File to write, .npz."""
+    model: str = "vadis-mini"
+    """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
+    fps: float | None = None
+    """Frame rate of the input, for files that don't say it."""
+
+    def run(self) -> None:
+        import numpy as np
+
+        from vadis.data.tokenize import fingerprint
+        from vadis.io.tokens import TokenFile
+
+        path = check_output(self.out, (".npz",))
+        tokenizer = _tokenizer(self.model)
+        _, features = _read(self.source, self.fps, tokenizer)
+        tokens = tokenizer.encode(features).cpu().numpy()
+        if tokens.dtype == np.int64 and tokenizer.vocab_size <= 2**16:
+            tokens = tokens.astype(np.uint16)
+        frames = len(tokens) * tokenizer.frames_per_token
+        rep, fps = tokenizer.representation, tokenizer.fps
+        TokenFile(tokens, self.model, fingerprint(tokenizer), rep, fps, frames).save(path)
+        print(path)
+        say(
+            f"{frames} frames → {len(tokens)} steps × {tokenizer.tokens_per_step}, {tokenizer.frames_per_token} frames a step"
+        )
+
+
+@dataclass(frozen=True)
+class Detokenize:
+    """Turn tokens of `vadis tokenize` back into a motion.
+
+    vadis detokenize walk.tokens.npz -o walk.glb
+    """
+
+    source: Annotated[Positional[str], arg(metavar="TOKENS.npz")]
+    """File of `vadis tokenize`."""
+    out: Annotated[list[str], arg(aliases=["-o"])]
+    """Files to write: .bvh .glb .npz .npy .png .html."""
+    model: str | None = None
+    """The model, when it has moved; by default the one that the file names."""
+
+    def run(self) -> None:
+        from vadis.data.tokenize import fingerprint
+        from vadis.io.tokens import TokenFile
+        from vadis.representations import representation
+
+        paths = check_outputs(self.out)
+        stored = TokenFile.load(self.source)
+        tokenizer = _tokenizer(self.model or stored.model)
+        if fingerprint(tokenizer) != stored.sha256:
+            raise ModelError(
+                f"{self.source} was made by other weights than those of {self.model or stored.model}: its tokens mean "
+                "nothing to them. Name the model that made them with --model."
+            )
+        tokens = stored.tokens if tokenizer.continuous else stored.tokens.astype("int64")
+        motion = representation(tokenizer.representation).decode(tokenizer.decode(tokens), fps=tokenizer.fps)
+        for path in paths:
+            for written in write([motion], path, [path.stem]):
+                print(written)
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Put a motion through a tokenizer and back, and say what it lost.
+
+    vadis reconstruct walk.bvh -o both.html --model vadis-mini
+    """
+
+    source: Annotated[Positional[str], arg(metavar="IN")]
+    """Motion file of any readable kind."""
+    out: Annotated[list[str], arg(aliases=["-o"])]
+    """Files to write; .png and .html show the recorded motion beside the decoded one."""
+    model: str = "vadis-mini"
+    """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
+    fps: float | None = None
+    """Frame rate of the input, for files that don't say it."""
+    json: bool = False
+    """Print what was lost as JSON."""
+
+    def run(self) -> None:
+        from vadis.pipelines.compare_tokenizers import measure
+        from vadis.representations import representation
+
+        paths = check_outputs(self.out)
+        tokenizer = _tokenizer(self.model)
+        motion, features = _read(self.source, self.fps, tokenizer)
+        made = representation(tokenizer.representation).decode(tokenizer.reconstruct(features), fps=tokenizer.fps)
+        for path in paths:
+            pair = path.suffix.lower() in (".png", ".html")
+            titles = [Path(self.source).stem, Path(self.model).name]
+            both = [motion.crop(0, made.num_frames), made]
+            for written in write(both if pair else [made], path, titles if pair else [path.stem]):
+                (say if self.json else print)(str(written))
+        report = measure(tokenizer, [features], name=self.model)
+        if self.json:
+            print_json(report.as_dict())
+        else:
+            say(
+                f"local error {report.local_mm:.1f} mm, global {report.global_mm:.0f} mm, rotations "
+                f"{report.rotation_degrees:.1f}°, jitter × {report.jitter_ratio:.2f}, {report.bits_per_second:.0f} bits/s"
+            )
+
+
+def _tokenizer(model: str) -> Any:
+    """The tokenizer at a folder, name or Hub id; raises ModelError for anything else."""
+    from vadis.hub import load
+
+    loaded = load(model)
+    tokenizer = getattr(loaded, "tokenizer", loaded)
+    if not hasattr(tokenizer, "reconstruct"):
+        raise ModelError(f"{model} is a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")
+    return tokenizer
+
+
+def _read(source: str, fps: float | None, tokenizer: Any) -> tuple["Motion", "Tensor"]:
+    """The motion on the model's skeleton at its rate, and its features."""
+    from vadis.representations import representation
+
+    motion = on_model_skeleton(read_motion(source, fps=fps), tokenizer.fps)
+    return motion, representation(tokenizer.representation).encode(motion)
