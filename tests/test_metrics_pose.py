@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import procedural_walk
 
 import vadis
 from vadis import rotation
 from vadis.errors import ModelError, ShapeError, VadisError
+from vadis.metrics.capsules import _segment_distance, capsule_penetration
 from vadis.metrics.nrdf import PARENTS, PoseField, PoseFieldConfig, from_nrdf
 from vadis.metrics.penetration import body_penetration, intersecting_pairs
+from vadis.skeleton import SMPL22_NAMES
 
 SMALL = PoseFieldConfig(widths=(16, 8))
 
@@ -153,3 +156,32 @@ def test_bad_poses_and_checkpoints_are_refused() -> None:
         from_nrdf({k: v for k, v in field.state_dict().items() if "dfnet" in k}, widths=(16, 8))
     with pytest.raises(ModelError, match="nrdf options: .*before its children"):
         from_nrdf(field.state_dict(), parents=(0, 1))
+
+
+def test_distance_of_segments_is_the_smallest() -> None:
+    """Against a fine grid over both segments, degenerate and parallel ones included."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 40, 1, 2, 3)).astype(np.float32)
+    a[0, :, 1] = a[0, :, 0]  # a point
+    b[1] = a[1] + 0.5  # parallel
+    b[2, :, 1] = b[2, :, 0]
+    a[2, :, 1] = a[2, :, 0]  # two points
+    t = np.linspace(0, 1, 401)[:, None]
+    for x, y, found in zip(a[:, 0], b[:, 0], _segment_distance(a, b)[:, 0], strict=True):
+        p, q = x[0] + t * (x[1] - x[0]), y[0] + t * (y[1] - y[0])
+        grid = np.sqrt(((p[:, None] - q[None]) ** 2).sum(-1)).min()
+        assert found == pytest.approx(grid, abs=5e-3) and found <= grid + 1e-4
+
+
+def test_limbs_through_the_trunk_are_seen_without_a_mesh() -> None:
+    walk = procedural_walk(40).positions.numpy()
+    good = capsule_penetration(walk)
+    assert good.depth[0] == 0 and good.share[0] == 0
+    through = walk.copy()
+    through[20:, SMPL22_NAMES.index("left_wrist")] = walk[20:, SMPL22_NAMES.index("spine2")]
+    both = capsule_penetration([walk, through])
+    assert both.share.tolist() == [0.0, 0.5] and 0.05 < 2 * both.depth[1] < 0.15
+    small = capsule_penetration(0.5 * through)
+    assert 0.3 * both.depth[1] < small.depth[0] < 0.5 * both.depth[1] and small.share[0] == 0.5
+    with pytest.raises(ShapeError, match="22 joints of smpl22; these clips have 24"):
+        capsule_penetration(np.zeros((5, 24, 3)))

@@ -5,6 +5,8 @@ from typing import Any
 
 _LAZY = {
     "acceleration_error": "reconstruction",
+    "body_penetration": "penetration",
+    "capsule_penetration": "capsules",
     "codebook_usage": "codebook",
     "codebook_usages": "codebook",
     "diversity": "distribution",

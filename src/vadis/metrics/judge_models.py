@@ -42,7 +42,7 @@ def render_clip(motion: Motion, fps: float = 5.0, size: int = 480, supersample: 
     yaw = float(moved.heading[0]) + np.radians(30)  # three-quarter view from its left
     level, rise = distance * np.cos(np.radians(30)), distance * np.sin(np.radians(30))
     eye = target + np.asarray([np.sin(yaw) * level, rise, np.cos(yaw) * level])
-    camera = Camera(tuple(float(x) for x in eye), tuple(float(x) for x in target), 60.0)
+    camera = Camera((eye[0], eye[1], eye[2]), (target[0], target[1], target[2]), 60.0)
     floor = floor_height(moved, body)
     frames = [
         render(v, n, body.faces, body.colors, camera, size, size, floor=floor, supersample=supersample)
