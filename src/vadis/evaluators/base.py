@@ -7,7 +7,7 @@ Shapes: B clips of a pass, N clips of a call, T frames, D features, E values of 
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -124,18 +124,19 @@ class Evaluator(Component):
 
     def _check_motions(self, motions: Sequence[Array] | Array, lengths: Sequence[int] | Array | None) -> list[Tensor]:
         if isinstance(motions, Tensor | np.ndarray):
-            if motions.ndim != 3 or lengths is None:
+            array: Any = motions
+            if array.ndim != 3 or lengths is None:
                 raise ShapeError(
                     f"an array of clips has the shape (N, T, {self.config.feature_dim}) and comes with lengths (N,); this "
-                    f"one is {tuple(motions.shape)}{'' if lengths is not None else ' without lengths'}. Or give a list."
+                    f"one is {tuple(array.shape)}{'' if lengths is not None else ' without lengths'}. Or give a list."
                 )
             sizes = [int(n) for n in lengths]
-            if len(sizes) != len(motions) or any(not 0 < n <= motions.shape[1] for n in sizes):
+            if len(sizes) != len(array) or any(not 0 < n <= array.shape[1] for n in sizes):
                 raise ShapeError(
-                    f"{len(motions)} clips of at most {motions.shape[1]} frames don't go with the {len(sizes)} lengths "
+                    f"{len(array)} clips of at most {array.shape[1]} frames don't go with the {len(sizes)} lengths "
                     f"given ({', '.join(map(str, sizes[:8]))}…)."
                 )
-            motions = [clip[:n] for clip, n in zip(motions, sizes, strict=True)]
+            motions = [clip[:n] for clip, n in zip(array, sizes, strict=True)]
         elif lengths is not None:
             raise ShapeError("lengths belong to an array (N, T, D); a list of clips has none.")
         if not len(motions):

@@ -1,6 +1,7 @@
 """Training the evaluator of Guo et al. in its two published stages: an autoencoder of short movements, then the match of
 whole motions with sentences by a margin on distances, the movement encoder frozen."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -105,8 +106,7 @@ class GuoTask(Task):
         if not isinstance(first, GuoEvaluator):
             raise ModelError(f"{recipe.start} holds a {type(first).__name__}, not an evaluator of Guo et al.")
         words, vectors = read_vocabulary(recipe.glove)
-        fields = {name: getattr(recipe.model, name) for name in recipe.model.__dataclass_fields__}
-        evaluator = GuoEvaluator(GuoConfig(**fields | {"vocabulary": words}))
+        evaluator = GuoEvaluator(replace(recipe.model, vocabulary=words))
         if vectors.shape != evaluator.word_vectors.shape:
             raise ModelError(
                 f"the word vectors have {vectors.shape[1]} values; model.word_dim is {recipe.model.word_dim}."

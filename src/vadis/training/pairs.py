@@ -164,7 +164,11 @@ class Pairs:
         train = self.data.train_split or "train"
         if (folder / "corpus.json").exists():
             return Corpus.open(folder).subset(train)
-        options = {"clips": self.data.drawn, "validation_clips": 0, "seed": seed} | self.data.drawn_options
+        options: dict[str, Any] = {
+            "clips": self.data.drawn,
+            "validation_clips": 0,
+            "seed": seed,
+        } | self.data.drawn_options
         source = self.corpus if train == "train" else self.corpus.with_splits(["train"] * len(self.corpus))
         try:
             wanted = AugmentOptions(**options)
