@@ -332,14 +332,9 @@ def test_a_pca_start_is_a_linear_code(walk) -> None:
         model = make(**SMALL | {"width": 64, "code_dim": 32, "codebook_size": 64} | shape | changes)
         model.set_statistics(features.mean(0), rep.statistics([features])[1])
         assert init_from_pca(model, windows) == pytest.approx(1, abs=0.01)  # this walk repeats itself
-        for module in model.modules():
-            if isinstance(module, EMACodebook):
-                module.initialised.fill_(False)
-        with torch.no_grad():
-            model.train()((windows - model.mean) / model.std)  # the first batch gives the codes
-        model.eval()
         made = model.decode(model.encode(features[None, :88]))
-        assert reconstruction_errors(features[None, :88], made)["pose_mm"] < 60
+        assert reconstruction_errors(features[None, :88], made)["pose_mm"] < 30
+        assert not model.quantizer.training and getattr(model.quantizer, "temperature", 0.5) == 0.5
     with pytest.raises(ModelError, match="init: pca needs down_t 0"):
         init_from_pca(vq(**shape | {"down_t": 1}), windows)
 

@@ -7,7 +7,7 @@ decoder undoes each step. Small remains of the random weights let all layers lea
 
 FSQ and LFQ quantise the first components, at unit variance. Where codebooks quantise the latent itself (VQ, RVQ, MG-VQ),
 it holds as many components as it has channels, in proportion, so that distances between codes are errors of features; groups
-get large and small components alike. Their codes come from the first batch, as always.
+get large and small components alike. Their codes start as the means of nearest latents (Lloyd's iterations).
 
 Measured with FSQ, 16 channels of 5 levels and 4 frames a patch: 7.8 cm error of root-relative joints before the first step and
 6.8 cm after 200 steps, against 10 to 11 cm after 200 steps from random weights.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vadis.errors import ModelError, VadisError
+from vadis.tokenizers.codebook import EMACodebook
 from vadis.tokenizers.conv import ConvTokenizer
 
 BLOCK_IMPORTANCE = {
@@ -32,6 +33,7 @@ BLOCK_IMPORTANCE = {
 """Factors on normalised features before the analysis, by block; 1 where a block is not named."""
 
 _FLOOR = 0.01  # added to the deviations, so that components of no variance aren't blown up
+_ITERATIONS = 10  # of the codes
 _FIRST, _OTHERS = 0.02, 0.1  # what is kept of the random weights
 
 
@@ -91,6 +93,8 @@ def init_from_pca(
     final.weight.zero_()
     final.weight[..., mid] = torch.cat([synthesis, -synthesis]).T
     final_bias.copy_(center)
+    if not projected:
+        _fit_codes(tokenizer.quantizer, tokenizer.latent((windows.to(tokenizer.mean) - tokenizer.mean) / tokenizer.std))
     return share
 
 
@@ -123,6 +127,27 @@ def _project(quantizer: Any, components: Tensor) -> None:
     )  # a code is smaller than what it stands for
     quantizer.project_in.weight[:, :channels] += torch.eye(channels).to(components)
     quantizer.project_out.weight[:channels] += torch.diag(gain)
+
+
+def _fit_codes(quantizer: Any, latent: Tensor) -> None:
+    """Codes that are means of the latents `(B, S, C)` nearest to them: the update of the codebooks without memory."""
+    training = quantizer.training
+    quantizer.train()
+    books = {id(m): m for m in quantizer.modules() if isinstance(m, EMACodebook)}.values()
+    decays = [book.decay for book in books]
+    own = {name: getattr(quantizer, name) for name in ("dropout", "temperature") if hasattr(quantizer, name)}
+    for name in own:  # of residual levels: all of them, nearest codes
+        setattr(quantizer, name, 0.0)
+    for book in books:
+        book.decay = 0.0
+    for _ in range(_ITERATIONS):
+        quantizer(latent)
+    for book, decay in zip(books, decays, strict=True):
+        book.decay = decay
+        book.restart_means(latent.shape[0] * latent.shape[1] / book.vocab_size)
+    for name, value in own.items():
+        setattr(quantizer, name, value)
+    quantizer.train(training)
 
 
 def _factors(tokenizer: ConvTokenizer, importance: Mapping[str, float]) -> Tensor:
