@@ -6,7 +6,7 @@ K counts the coefficients of the whole clip, so the same K keeps slower movement
 part of its code. It is fitted, not trained: merges are learned in seconds. Two ways of coding the integers:
 
 - codec="integer", normalize="zscore" (ours, the default): exact byte-pair coding, values outside the alphabet clipped and
-  counted, decoding checked and kept within mean ± 10 std;
+  counted, decoding checked and kept within mean ± 10 std or the range of the fitted clips;
 - codec="bytelevel", normalize="none": the original's tokens, number by number, with its faults.
 
 Shapes: B clips, T frames, D features, K coefficients, d columns of a stream.
@@ -29,7 +29,14 @@ from vadis.tokenizers import dsft_sequence as sequence
 from vadis.tokenizers.dsft_codec import ByteLevelBPE, Codec, IntegerBPE
 from vadis.tokenizers.dsft_sequence import Encoded, Finding, Issue, MalformedMotion, Parsed
 from vadis.tokenizers.dsft_split import SplitSpec, split_for
-from vadis.tokenizers.dsft_transform import DSFTConfig, DSFTTransform, column_statistics, whole_frames
+from vadis.tokenizers.dsft_transform import (
+    CLAMP,
+    RANGE_MARGIN,
+    DSFTConfig,
+    DSFTTransform,
+    clip_statistics,
+    whole_frames,
+)
 
 OnError = Literal["strict", "repair", "zero", "original"]
 STREAMS = ("base", "phys")
@@ -42,6 +49,7 @@ class DSFTTokenizer(DSFTTransform):
         config: what to do.
         codecs: the fitted codecs of Base and Phys.
         mean, std: `(D,)` normalisation and clamp; None where nothing is known (then nothing is clamped).
+        reach: `(D,)` how far from the mean decoded values may lie; by default 10 std.
         clips: how many clips it was fitted on.
     """
 
@@ -56,9 +64,10 @@ class DSFTTokenizer(DSFTTransform):
         codecs: tuple[Codec, Codec],
         mean: Tensor | np.ndarray | None = None,
         std: Tensor | np.ndarray | None = None,
+        reach: Tensor | np.ndarray | None = None,
         clips: int = 0,
     ) -> None:
-        super().__init__(config, mean, std)
+        super().__init__(config, mean, std, reach)
         self.codecs, self.clips = codecs, clips
 
     # ---- making one
@@ -99,9 +108,10 @@ class DSFTTokenizer(DSFTTransform):
         if not isinstance(clips, Sequence):
             clips = list(clips)
         blank = DSFTTransform(config, np.zeros(config.feature_dim), np.ones(config.feature_dim))
-        if mean is None or std is None:
-            mean, std = column_statistics(blank._array(clip) for clip in clips)
+        found = clip_statistics(representation, (blank._array(clip) for clip in clips))
+        mean, std = found[0] if mean is None else mean, found[1] if std is None else std
         blank.set_statistics(mean, std)
+        reach = np.maximum(CLAMP * blank.std.numpy(), RANGE_MARGIN * (found[2] + np.abs(found[0] - blank.mean.numpy())))
         integers: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for clip in clips:
             for x in blank.windows(clip):
@@ -118,7 +128,7 @@ class DSFTTokenizer(DSFTTransform):
                 made.append(IntegerBPE.fit(kept, size, row_width=len(columns) if row_bounded else 0))
             else:
                 made.append(ByteLevelBPE.fit(kept, size))
-        return cls(config, (made[0], made[1]), mean, std, len(integers[0]))
+        return cls(config, (made[0], made[1]), mean, std, reach, len(integers[0]))
 
     # ---- facts
 
@@ -362,7 +372,7 @@ class DSFTTokenizer(DSFTTransform):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Statistics and merges as tensors, for listing; `save_pretrained` writes the files."""
-        state = {"mean": self.mean, "std": self.std}
+        state = {"mean": self.mean, "std": self.std, "reach": self.reach}
         for stream, codec in zip(STREAMS, self.codecs, strict=True):
             if isinstance(codec, IntegerBPE):
                 state[f"{stream}.merges"] = torch.from_numpy(codec.merges)

@@ -111,20 +111,22 @@ class IntegerBPE:
     ) -> "IntegerBPE":
         """Learn merges on integer strings, their extremes widened by `margin` of the range on both sides.
 
-        Ties go to the smallest pair; learning stops at `vocab_size` ids or below `min_frequency`. Raises VadisError for no
-        clips, or a vocabulary that can't hold the alphabet.
+        Where the alphabet would take half of the vocabulary the margin shrinks, and from three quarters on outliers are
+        clipped. Ties go to the smallest pair; learning stops at `vocab_size` ids or below `min_frequency`. Raises VadisError
+        for no clips, or integers all far from 0.
         """
         kept = [np.asarray(c, dtype=np.int32 if np.abs(c).max() > 32_000 else np.int16) for c in clips if len(c)]
         if not kept:
             raise VadisError("there is nothing to learn merges from: give at least one clip.")
         low, high = min(int(c.min()) for c in kept), max(int(c.max()) for c in kept)
-        extra = round(margin * (high - low))
+        room = min(vocab_size, MAX_ALPHABET)
+        extra = min(round(margin * (high - low)), max(room // 2 - (high - low + 1), 0) // 2)
         low, high = low - extra, high + extra
+        if high - low >= 3 * room // 4:  # outliers must not take the room of the merges
+            low, high = max(low, -3 * room // 8), min(high, 3 * room // 8)
         size = high - low + 1
-        if not size <= min(vocab_size, MAX_ALPHABET):
-            raise VadisError(
-                f"the vocabulary of {vocab_size} can't hold the {size} integers that occur: lower the scale or raise it."
-            )
+        if size < 1:
+            raise VadisError(f"a vocabulary of {vocab_size} can't hold integers around {low}: lower the scale.")
         lib = _tokenizers()
         coder = lib.Tokenizer(lib.models.BPE())
         alphabet = [chr(FIRST_CHARACTER + i) for i in range(size)]
@@ -132,7 +134,8 @@ class IntegerBPE:
             vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[], initial_alphabet=alphabet,
             show_progress=False,
         )  # fmt: skip
-        texts = (_text(row - low + FIRST_CHARACTER) for c in kept for row in _rows(c.astype(np.int64), row_width))
+        inside = (np.clip(c.astype(np.int64), low, high) - low + FIRST_CHARACTER for c in kept)
+        texts = (_text(row) for c in inside for row in _rows(c, row_width))
         coder.train_from_iterator(texts, trainer)
         known = {name: i for i, name in enumerate(alphabet)}
         merges = []

@@ -3,7 +3,7 @@
     folder/config.json         {"vadis": "1", "kind": "tokenizer", "type": "dsft", "representation", "fps"}
     folder/dsft.json           the whole configuration, alphabets, sizes, clips used, hashes
     folder/base.merges.npz     (n, 2) int32, and phys.merges.npz; with codec "bytelevel" the folders base/ and phys/ instead
-    folder/stats.npz           mean and std (D,), where the tokenizer has them
+    folder/stats.npz           mean, std and reach (D,), where the tokenizer has them
 
 The original's folder is base/ and phys/, each with tokenizer.json, tokenizer_config.json and fast_config.json; it says neither
 representation nor frame rate. Loading checks sizes and hashes and runs no code from the folder.
@@ -45,7 +45,7 @@ def _page(tok: DSFTTokenizer) -> dict[str, Any]:
 
 
 def _statistics_hash(tok: DSFTTokenizer) -> str:
-    return hashlib.sha256(tok.mean.numpy().tobytes() + tok.std.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in (tok.mean, tok.std, tok.reach))).hexdigest()
 
 
 def digest(tok: DSFTTokenizer) -> str:
@@ -76,7 +76,7 @@ def _write(tok: DSFTTokenizer, folder: Path) -> None:
             codec.save(folder / stream, scale, K, len(columns))
     if tok.has_statistics:
         with atomic_write(folder / "stats.npz") as temporary:
-            np.savez(temporary, mean=tok.mean.numpy(), std=tok.std.numpy())
+            np.savez(temporary, mean=tok.mean.numpy(), std=tok.std.numpy(), reach=tok.reach.numpy())
     kind = {"vadis": "1", "kind": "tokenizer", "type": "dsft", "representation": tok.representation, "fps": tok.fps}
     for name, page in (("dsft.json", _page(tok)), ("config.json", kind)):
         with atomic_write(folder / name) as temporary:
@@ -94,8 +94,8 @@ def load(folder: str | Path) -> DSFTTokenizer:
     known = DSFTConfig.__dataclass_fields__
     config = build_config(DSFTConfig, {k: v for k, v in page.items() if k in known}, str(folder / "dsft.json"))
     codecs = [_read_codec(folder, stream, page, config) for stream in STREAMS]
-    mean, std = _read_statistics(folder / "stats.npz") if page["statistics"] else (None, None)
-    tok = DSFTTokenizer(config, (codecs[0], codecs[1]), mean, std, page["clips"])
+    mean, std, reach = _read_statistics(folder / "stats.npz") if page["statistics"] else (None, None, None)
+    tok = DSFTTokenizer(config, (codecs[0], codecs[1]), mean, std, reach, page["clips"])
     if page["statistics"] and _statistics_hash(tok) != page["statistics"]:
         raise FileError(
             f"{folder / 'stats.npz'} is not the file that this tokenizer was saved with (its hash differs)."
@@ -132,10 +132,10 @@ def _read_codec(folder: Path, stream: str, page: Mapping[str, Any], config: DSFT
     return codec
 
 
-def _read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["mean"], file["std"]
+            return file["mean"], file["std"], file["reach"]
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise FileError(f"can't read {path} ({str(error)[:120]}): save or download the tokenizer again.") from error
 

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from vadis.errors import ShapeError, VadisError
 from vadis.motion import Motion
+from vadis.representations import names, representation
 from vadis.representations.base import _width_hint
 from vadis.tokenizers.dsft_split import SplitSpec, split_for
 from vadis.tokenizers.frequency import cosine_basis
 
 CLAMP = 10.0
-"""Decoded values stay within this many standard deviations of the mean."""
+"""Decoded values stay within this many standard deviations of the mean, or the range that the fitted clips have."""
+RANGE_MARGIN = 1.25
+"""By how much a decoded value may pass the largest distance from the mean that the fitted clips have."""
 MAX_FRAMES = 1_000_000
 
 
@@ -62,6 +65,7 @@ class DSFTTransform:
     Args:
         config: what to do.
         mean, std: `(D,)` normalisation and clamp; None where nothing is known (then nothing is clamped).
+        reach: `(D,)` how far from the mean decoded values may lie; by default 10 std.
     """
 
     config: DSFTConfig
@@ -71,14 +75,16 @@ class DSFTTransform:
         config: DSFTConfig,
         mean: Tensor | np.ndarray | None = None,
         std: Tensor | np.ndarray | None = None,
+        reach: Tensor | np.ndarray | None = None,
     ) -> None:
         self.config = config
         self.has_statistics = mean is not None and std is not None
         if config.normalize == "zscore" and not self.has_statistics:
             raise VadisError('normalize="zscore" needs mean and std: give them, or normalize="none".')
         self.mean, self.std = torch.zeros(config.feature_dim), torch.ones(config.feature_dim)
+        self.reach = CLAMP * self.std
         if mean is not None and std is not None:
-            self.set_statistics(mean, std)
+            self.set_statistics(mean, std, reach)
         self._set_gains()
 
     @property
@@ -91,17 +97,25 @@ class DSFTTransform:
         """Frames per second of the features."""
         return self.config.fps
 
-    def set_statistics(self, mean: Tensor | np.ndarray, std: Tensor | np.ndarray) -> None:
-        """Set mean and std, `(D,)` each; std below 1e-6 counts as 1. Raises ShapeError or VadisError for unusable ones."""
-        for name, value in (("mean", mean), ("std", std)):
+    def set_statistics(
+        self, mean: Tensor | np.ndarray, std: Tensor | np.ndarray, reach: Tensor | np.ndarray | None = None
+    ) -> None:
+        """Set mean, std and reach (by default 10 std), `(D,)` each; std below 1e-6 counts as 1.
+
+        Raises ShapeError or VadisError for unusable ones.
+        """
+        given = {"mean": mean, "std": std} | ({} if reach is None else {"reach": reach})
+        for name, value in given.items():
             value = torch.as_tensor(value).detach().cpu().float()
             if value.shape != (self.config.feature_dim,):
                 raise ShapeError(
                     f"{name} has shape {tuple(value.shape)}; this tokenizer needs ({self.config.feature_dim},)."
                 )
-            if not torch.isfinite(value).all() or (name == "std" and bool((value < 0).any())):
-                raise VadisError(f"{name} holds values that can't normalise (not finite, or std < 0): recompute it.")
+            if not torch.isfinite(value).all() or (name != "mean" and bool((value < 0).any())):
+                raise VadisError(f"{name} holds values that can't normalise (not finite, or below 0): recompute it.")
             setattr(self, name, torch.where(value < 1e-6, 1.0, value) if name == "std" else value.clone())
+        if reach is None:
+            self.reach = CLAMP * self.std
         self.has_statistics = True
         self._set_gains()
 
@@ -155,8 +169,8 @@ class DSFTTransform:
         coefficients[:, 0] += np.float32(math.sqrt(T)) * self._offset
         x = cosine_basis(T, rows).T @ coefficients
         if self.has_statistics and self.config.codec == "integer":
-            reach = CLAMP * self.std.numpy()
-            np.clip(x, self.mean.numpy() - reach, self.mean.numpy() + reach, out=x)
+            mean, reach = self.mean.numpy(), self.reach.numpy()
+            np.clip(x, mean - reach, mean + reach, out=x)
         return x
 
     def windows(self, clip: Tensor | np.ndarray | Motion) -> list[np.ndarray]:
@@ -168,8 +182,6 @@ class DSFTTransform:
     def _array(self, clip: Any) -> np.ndarray:
         """One clip `(T, D)` as float32; raises ShapeError or VadisError for anything else."""
         if isinstance(clip, Motion):
-            from vadis.representations import representation
-
             clip = representation(self.representation).encode(clip)
         x = clip.detach().cpu().numpy() if isinstance(clip, Tensor) else np.asarray(clip)
         if x.ndim != 2 or x.shape[1] != self.config.feature_dim or not len(x):
@@ -185,18 +197,26 @@ class DSFTTransform:
         return x
 
 
-def column_statistics(clips: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column over all frames, float64."""
-    count, total, squares, shift = 0, 0.0, 0.0, None
+def clip_statistics(name: str, clips: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, std and largest distance from the mean of each column over all frames, float64. Raises VadisError for no clips.
+
+    A std is no smaller than the mean one of the columns that belong together (`groups` of a known representation), so columns
+    that hardly move do not turn noise into tokens.
+    """
+    count, total, squares, low, high, shift = 0, 0.0, 0.0, np.inf, -np.inf, None
     for x in clips:
         shift = x[0].astype(np.float64) if shift is None else shift  # against cancellation far from the origin
         moved = x - shift
         count, total, squares = count + len(x), total + moved.sum(axis=0), squares + np.square(moved).sum(axis=0)
+        low, high = np.minimum(low, moved.min(axis=0)), np.maximum(high, moved.max(axis=0))
     if shift is None:
         raise VadisError("there is nothing to fit on: give at least one clip.")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
-    return mean + shift, np.where(std < 1e-6, 1.0, std)
+    if name in names():
+        for group in representation(name).groups:
+            std[group] = np.maximum(std[group], std[group].mean())
+    return mean + shift, np.where(std < 1e-6, 1.0, std), np.maximum(high - mean, mean - low)
 
 
 def whole_frames(T: Any) -> int:
