@@ -219,9 +219,11 @@ def test_codes_that_are_not_used_are_replaced_only_with_reset(update: str) -> No
     assert bool(torch.isfinite(book.codebook).all())
     if update == "ema":
         assert torch.equal(book.codebook[1:], before[1:])
-    frozen = book.eval().codebook.clone()
+    still = book.eval().codebook.clone()
     book(torch.randn(1, 8, 3))
-    assert torch.equal(book.codebook, frozen)
+    book.frozen = True
+    book.train()(torch.randn(1, 8, 3))
+    assert torch.equal(book.codebook, still)
 
 
 def test_the_gradient_of_residual_levels_adds_up() -> None:

@@ -58,6 +58,7 @@ class EMACodebook(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab_size, self.dim, self.groups, self.decay, self.update = size, dim, groups, decay, update
+        self.frozen = False  # codes stay as they are in training too, as when a decoder alone is trained
         shape = (size, dim) if groups is None else (groups, size, dim)
         codes = torch.empty(shape).uniform_(-1 / size, 1 / size)
         if update == "gradient":
@@ -76,7 +77,8 @@ class EMACodebook(nn.Module):
     def forward(self, x: Tensor, temperature: float = 0.0) -> Quantized:
         """Quantise; with `temperature` > 0 codes are drawn in proportion to exp(-squared distance / temperature)."""
         rows = x.reshape(-1, self.groups or 1, self.dim).transpose(0, 1)  # (G, N, d)
-        if self.training and not self.initialised:
+        learning = self.training and not self.frozen
+        if learning and not self.initialised:
             self._initialise(rows.detach())
         ids = self._nearest(rows.detach(), temperature)  # (G, N)
         tokens = ids.T.reshape(*x.shape[:-1], -1) if self.groups else ids.view(x.shape[:-1])
@@ -87,7 +89,7 @@ class EMACodebook(nn.Module):
         flat = (ids + self.vocab_size * torch.arange(len(ids), device=ids.device)[:, None]).flatten()
         counts = torch.zeros(len(ids) * self.vocab_size, device=x.device)
         counts.index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
-        if self.training and self.update != "gradient":
+        if learning and self.update != "gradient":
             self._learn(rows.detach(), flat, counts.clone())
         p = counts.view(len(ids), -1) / max(rows.shape[1], 1)
         perplexity = torch.exp(-(p * (p + 1e-7).log()).sum(-1)).mean()

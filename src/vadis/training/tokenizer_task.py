@@ -15,6 +15,7 @@ from vadis.metrics.codebook import codebook_usages
 from vadis.metrics.reconstruction import reconstruction_errors
 from vadis.representations import representation
 from vadis.tokenizers.base import Tokenizer
+from vadis.tokenizers.codebook import EMACodebook
 from vadis.tokenizers.fsq import FSQTokenizerConfig
 from vadis.tokenizers.pca_init import init_from_pca
 from vadis.tokenizers.perceptual import Perceptual
@@ -167,7 +168,13 @@ class TokenizerTask(Task):
         if recipe.start is not None:
             self._start_from(recipe.start)
         for prefix in recipe.freeze:
-            frozen = [p.requires_grad_(False) for n, p in self.model.named_parameters() if n.startswith(prefix)]
+            frozen: list[Any] = [
+                p.requires_grad_(False) for n, p in self.model.named_parameters() if n.startswith(prefix)
+            ]
+            for name, module in self.model.named_modules():
+                if name.startswith(prefix) and isinstance(module, EMACodebook):  # its codes move without gradients
+                    module.frozen = True
+                    frozen.append(module)
             if not frozen:
                 raise VadisError(f"freeze: no parameter of this model begins with {prefix!r}.")
         if recipe.init == "pca":
