@@ -24,6 +24,7 @@ VERBS = {
     "reconstruct": ("vadis.cli.tokenize:Reconstruct", "through a tokenizer and back, and what that lost"),
     "info": ("vadis.cli.info:Info", "say what a file or model is and what to do with it"),
     "view": ("vadis.cli.view:View", "watch motions in the browser, or write a page that plays them"),
+    "fit dsft": ("vadis.cli.fit:FitDSFT", "a frequency tokenizer of a corpus, in seconds"),
     "train": ("vadis.cli.train:Train", "train a tokenizer or generator from a recipe"),
     "evaluate": ("vadis.cli.evaluate:Evaluate", "metrics of a model or of predictions, beside real motion"),
     "leaderboard": ("vadis.cli.leaderboard:Leaderboard", "several evaluations on one sortable page"),
@@ -37,6 +38,7 @@ VERBS = {
         "vadis.cli.benchmark_tokenizers:BenchmarkTokenizers",
         "tokenizers side by side on held-out clips",
     ),
+    "analyze frequency": ("vadis.cli.analyze:AnalyzeFrequency", "where the energy of motion features lies, with plots"),
     "import": ("vadis.cli.import_checkpoint:Import", "published checkpoint → a folder that vadis loads"),
     "doctor": ("vadis.doctor:Doctor", "versions, device, and what each missing extra would unlock"),
 }
