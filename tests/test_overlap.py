@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.conftest import procedural_walk
+from conftest import procedural_walk
 
 from vadis import rotation
 from vadis.cli import main

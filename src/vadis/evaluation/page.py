@@ -20,7 +20,13 @@ from vadis.files import atomic_write
 from vadis.representations import representation
 
 REAL, MADE = "#8a9099", "#2f6fde"
-HISTOGRAMS = ("jitter", "jitter_si", "slide", "slide_si", "skate", "mbench_jitter", "mbench_foot_sliding", "hover")
+HISTOGRAMS = (
+    ("jitter", "jitter_si", "mbench_jitter"),
+    ("slide", "slide_si", "mbench_foot_sliding"),
+    ("skate",),
+    ("hover",),
+)
+"""Of each group the first metric that a report has."""
 STYLE = """
 :root{color-scheme:light dark;--ink:#22262c;--faint:#6b727b;--line:#e2e5e9;--paper:#fff;--soft:#f6f7f9;--good:#147a3d;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#e7e9ec;--faint:#9aa1aa;--line:#343a41;--paper:#16191d;--soft:#1e2227;--good:#5fd08a;--bad:#ff8a80}}
@@ -94,16 +100,19 @@ def _notes(r: Report) -> str:
 # ---- plots
 
 
-def figure(draw: Callable[[Any], None], width: float = 5.0, height: float = 3.2) -> str:
-    """An SVG of what `draw` puts on matplotlib axes."""
+def figure(draw: Sequence[Callable[[Any], None]], width: float, height: float) -> str:
+    """An SVG of what the functions put on matplotlib axes, side by side."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vadis", "font.size": 9, "font.family": "sans-serif"}):
-        fig = Figure(figsize=(width, height), layout="constrained")
-        axes = fig.add_subplot()
-        draw(axes)
-        axes.spines[["top", "right"]].set_visible(False)
+        fig = Figure(figsize=(width, height))
+        fig.subplots_adjust(
+            left=0.19 if len(draw) == 1 else 0.03, right=0.98, bottom=0.16, top=1 - 0.3 / height, wspace=0.12
+        )
+        for axes, function in zip(fig.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
+            function(axes)
+            axes.spines[["top", "right"]].set_visible(False)
         out = io.StringIO()
         fig.savefig(out, format="svg", metadata={"Date": None})
     return f"<figure>{out.getvalue()[out.getvalue().index('<svg') :]}</figure>"
@@ -113,14 +122,13 @@ def _plots(r: Report) -> str:
     parts = []
     both = [(m, real, result) for _, m, real, result in r.rows() if real and result and abs(real.mean) > 1e-12]
     if both:
-        parts.append(figure(lambda axes: _bars(axes, both), 10.5, 0.9 + 0.24 * len(both)))
-    small = []
-    if "plane/real" in r.clips:
-        small.append(figure(lambda axes: _scatter(axes, r)))
-    for key in HISTOGRAMS:
-        if f"made/{key}" in r.clips:
-            small.append(figure(lambda axes, key=key: _histogram(axes, r, key)))
-    return "<h2>Against real motion</h2>" + "\n".join(parts) + f"<div class=grid>{''.join(small)}</div>"
+        parts.append(figure([lambda axes: _bars(axes, both)], 10.5, 1.2 + 0.24 * len(both)))
+    keys = [k for group in HISTOGRAMS if (k := next((k for k in group if f"made/{k}" in r.clips), None))]
+    draw: list[Callable[[Any], None]] = [lambda axes: _scatter(axes, r)] if "plane/real" in r.clips else []
+    draw += [lambda axes, key=key: _histogram(axes, r, key) for key in keys[: 4 - len(draw)]]
+    if draw:
+        parts.append(figure(draw, 10.5, 3.0))
+    return "<h2>Against real motion</h2>" + "\n".join(parts)
 
 
 def _bars(axes: Any, both: list[Any]) -> None:
@@ -140,7 +148,9 @@ def _scatter(axes: Any, r: Report) -> None:
     for name, color in (("real", REAL), ("made", MADE)):
         x, y = np.array(r.clips[f"plane/{name}"]).T
         axes.scatter(x, y, s=9, color=color, alpha=0.6, lw=0, label=name)
-    axes.set_title("embeddings, on the plane in which real ones vary most", fontsize=9)
+    axes.set_title("embeddings, main plane of the real ones", fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
     axes.legend(frameon=False)
 
 
@@ -153,7 +163,7 @@ def _histogram(axes: Any, r: Report, key: str) -> None:
         if len(sets[name]):
             axes.hist(np.clip(sets[name], edges[0], edges[-1]), edges, color=color, alpha=0.6, density=True, label=name)
     m = METRICS[key]
-    axes.set_title(f"{m.label}{f' ({m.unit})' if m.unit else ''}, share of clips", fontsize=9)
+    axes.set_title(f"{m.label}{f' ({m.unit})' if m.unit else ''}, clips", fontsize=9)
     axes.set_yticks([])
     axes.legend(frameon=False)
 

@@ -119,7 +119,7 @@ def _spans(clip_id: str, row: int, frames: int, fps: float, captions: Sequence[t
         spans = {(0, frames): spans[0, frames]} if (0, frames) in spans else {}
     ordered = sorted(spans.items())
     if protocol.task == "stream":
-        pairs = [(one, two) for one, two in zip(ordered, ordered[1:], strict=False) if abs(two[0][0] - one[0][1]) <= 2]
+        pairs = [(one, two) for one in ordered if (two := _next(one[0][1], ordered)) is not None]
         return [
             Item(f"{clip_id}@{a[0]}-{a[1]}-{b[1]}", row, a[0], b[1] - a[0], (tuple(s), tuple(t)), (a[1] - a[0], b[1] - a[1]))
             for (a, s), (b, t) in pairs
@@ -131,6 +131,11 @@ def _spans(clip_id: str, row: int, frames: int, fps: float, captions: Sequence[t
             name = clip_id if whole else f"{clip_id}@{first}-{last}"
             found.append(Item(name, row, first, last - first, (tuple(texts),), (last - first,)))
     return found
+
+
+def _next(frame: int, ordered: list[tuple[tuple[int, int], list[Text]]]) -> tuple[tuple[int, int], list[Text]] | None:
+    """The captioned part that begins where another ended."""
+    return next((span for span in ordered if abs(span[0][0] - frame) <= 2), None)
 
 
 def _pieces(first: int, last: int, protocol: Protocol) -> list[tuple[int, int]]:
