@@ -1,11 +1,14 @@
 """Physical and MBench metrics: equal ways to ask, invariances, damage, rates, skeletons, refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import procedural_walk
 from scipy.signal import find_peaks
 
+import vadis
 from vadis.errors import ShapeError, SkeletonError, VadisError
 from vadis.metrics import ground_quality, mbench_metrics, physical_metrics
 from vadis.metrics.clips import BodyParts, pack, resample
@@ -275,3 +278,36 @@ def test_bad_input_is_refused() -> None:
         physical_metrics([joints], lengths=[30])
     with pytest.raises(ShapeError, match="no clips"):
         physical_metrics([])
+
+
+def test_damage_to_recorded_clips(mini_bvh: list[Path]) -> None:
+    """The table of the metrics page, on recordings."""
+    clips = [vadis.retarget(vadis.load_motion(path), "smpl22").resample(30).canonicalize() for path in mini_bvh]
+    real = [m.positions.numpy() for m in clips]
+    rng = np.random.default_rng(0)
+    drift = [0.01 * np.arange(len(x))[:, None, None] * np.asarray([1, 0, 0], np.float32) for x in real]
+    damaged = {
+        "real": real,
+        "noise": [x + rng.normal(scale=0.01, size=x.shape).astype(np.float32) for x in real],
+        "lifted": [x + np.asarray([0, 0.1, 0], np.float32) for x in real],
+        "sunk": [x - np.asarray([0, 0.05, 0], np.float32) for x in real],
+        "dragged": [x + d for x, d in zip(real, drift, strict=True)],
+        "frozen": [np.repeat(x[:1], len(x), axis=0) for x in real],
+    }
+    table = {name: physical_metrics(x).table() for name, x in damaged.items()}
+    ground = {name: ground_quality(x, fps=30).mean() for name, x in damaged.items()}
+    good, best = table["real"], ground["real"]
+    rises = {k: table["noise"][k] / good[k] for k in ("Slide", "Float", "Jitter", "Dynamic")}
+    assert min(rises["Slide"], rises["Float"], rises["Jitter"]) > 1.5 and rises["Dynamic"] > 1.2, rises
+    assert ground["noise"]["jerk"] > 3 * best["jerk"] and ground["noise"]["skate"] > 1.5 * best["skate"]
+    for name in ("lifted", "sunk"):  # the blind spot
+        assert all(table[name][k] == pytest.approx(good[k], rel=0.02, abs=0.5) for k in good)
+    assert ground["lifted"]["hover"] == pytest.approx(best["hover"] + 0.1, abs=1e-3)
+    assert ground["lifted"]["unsupported"] > best["unsupported"] + 0.5 and ground["lifted"]["contact"] < best["contact"]
+    assert ground["sunk"]["penetration"] == pytest.approx(best["penetration"] + 0.05, abs=0.02)
+    assert table["dragged"]["Slide"] > 1.5 * good["Slide"] and table["dragged"]["Float"] > 1.3 * good["Float"]
+    assert table["dragged"]["Jitter"] == pytest.approx(good["Jitter"], rel=0.01)
+    assert ground["dragged"]["skate"] > 1.2 * best["skate"]
+    assert all(table["frozen"][k] == 0 for k in good) and ground["frozen"]["jerk"] == 0
+    sunk = mbench_metrics(damaged["sunk"], fps=30).table()["Ground_Penetration"]["mean"]
+    assert sunk > mbench_metrics(real, fps=30).table()["Ground_Penetration"]["mean"] + 0.01
