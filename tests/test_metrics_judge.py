@@ -141,6 +141,8 @@ class Endpoint:
                 status, reply = answers[min(len(endpoint.requests), len(answers)) - 1]
                 body = json.dumps(reply).encode()
                 self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", reply)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -201,9 +203,13 @@ def test_http_judge_tries_again_and_then_gives_up(endpoint: Any, monkeypatch: py
 
 def test_http_judge_stops_at_a_refusal(endpoint: Any) -> None:
     server = endpoint((401, {"error": "bad key"}))
-    with pytest.raises(VadisError, match=r"refused the request \(401 .*bad key.*check model and key"):
+    with pytest.raises(VadisError, match=r"refused the request \(401 .*bad key.*check address, model and key"):
         generalizability(HTTPJudge(server.url, "m"), [CLIP] * 5, list("abcde"))
     assert len(server.requests) == 1
+    away = endpoint((302, server.url + "/chat/completions"))
+    with pytest.raises(VadisError, match="refused the request"):
+        HTTPJudge(away.url, "m", api_key="secret").verify(CLIP, "walk")
+    assert len(server.requests) == 1  # the key went nowhere else
     with pytest.raises(VadisError, match="http:// or https://"):
         HTTPJudge("file:///etc/passwd", "m")
 

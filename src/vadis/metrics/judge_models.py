@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from itertools import count
 from typing import Any
 
@@ -64,6 +65,13 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: pictures and key go to the address that was given, or nowhere."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
 class HTTPJudge(PromptedJudge):
     """Any endpoint of the OpenAI chat kind that takes pictures, local (vLLM, llama.cpp, Ollama) or hosted.
 
@@ -98,9 +106,11 @@ class HTTPJudge(PromptedJudge):
                 return self._post(page)
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.reason}: {error.read(300).decode(errors='replace')}"
-                if 400 <= error.code < 500 and error.code not in (408, 429):
-                    raise VadisError(f"{self.url} refused the request ({reason}): check model and key.") from error
-            except (OSError, ValueError) as error:
+                if 300 <= error.code < 500 and error.code not in (408, 429):
+                    raise VadisError(
+                        f"{self.url} refused the request ({reason}): check address, model and key."
+                    ) from error
+            except (OSError, HTTPException, ValueError) as error:
                 reason = str(error)
         raise NoReply(f"{self.url} gave no reply in {self.tries} tries ({reason}).")
 
@@ -109,7 +119,7 @@ class HTTPJudge(PromptedJudge):
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         request = urllib.request.Request(self.url, json.dumps(page).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+        with urllib.request.build_opener(_StayHere).open(request, timeout=self.timeout) as response:
             reply = json.load(response)
         try:
             content = reply["choices"][0]["message"]["content"]
