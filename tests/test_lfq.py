@@ -84,7 +84,7 @@ def test_entropies_are_those_of_the_list_of_all_codes(bits: int, groups: int) ->
 
 
 def test_the_entropy_of_a_published_batch_keeps_no_list_of_codes() -> None:
-    """24,576 rows times 16,384 codes would be 1.6 GB a copy."""
+    """24,576 rows times 16,384 codes would be 1.6 GB a copy; 31 MB are kept."""
     z = torch.randn(24576, 14, generator=torch.Generator().manual_seed(0)).requires_grad_()
     kept: dict[int, int] = {}
 
@@ -95,7 +95,7 @@ def test_the_entropy_of_a_published_batch_keeps_no_list_of_codes() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         penalty = LFQ(14).entropy(z)
     penalty.backward()
-    assert sum(kept.values()) < 100e6 and bool(z.grad is not None and z.grad.isfinite().all())
+    assert sum(kept.values()) < 40e6 and bool(z.grad is not None and z.grad.isfinite().all())
 
 
 def test_the_quantiser_stays_in_float32_under_autocast() -> None:
