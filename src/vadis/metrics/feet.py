@@ -58,9 +58,9 @@ class Feet:
         Three counts are added: feet that hold on to the floor but move unlike the pelvis allows, airborne feet that are
         carried along with the pelvis, and airborne left feet that change direction more than twice.
         """
-        root = self._steps(self.clips.joints[:, self.clips.parts.root])
+        root = steps(self.clips, self.clips.joints[:, self.clips.parts.root])
         toes = self.clips.joints[:, list(self.clips.parts.toes)]
-        relative = self._steps(toes - self.clips.joints[:, self.clips.parts.root, None])
+        relative = steps(self.clips, toes - self.clips.joints[:, self.clips.parts.root, None])
         root_speed = norm(root)
         rate = norm(relative) / (root_speed + np.float32(1e-6))[:, None]
         still = root_speed < _STILL_ROOT
@@ -72,9 +72,6 @@ class Feet:
         for foot in (0, 1):
             count += self._carried(~self.contact[:, foot], still, rate[:, foot] < _STUCK) / 2
         return (count + self._turning(toes[:, 0])) / self.clips.lengths
-
-    def _steps(self, points: Float32) -> Float32:
-        return steps(self.clips, points)
 
     def runs(self, flags: Flags) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and last frame (inclusive) of every unbroken run of flagged frames `(N,)`; runs end with their clip."""
