@@ -168,17 +168,18 @@ class TokenizerTask(Task):
         if recipe.start is not None:
             self._start_from(recipe.start)
         for prefix in recipe.freeze:
-            frozen: list[Any] = [
-                p.requires_grad_(False) for n, p in self.model.named_parameters() if n.startswith(prefix)
-            ]
-            for name, module in self.model.named_modules():
-                if name.startswith(prefix) and isinstance(module, EMACodebook):  # its codes move without gradients
-                    module.frozen = True
-                    frozen.append(module)
-            if not frozen:
-                raise VadisError(f"freeze: no parameter of this model begins with {prefix!r}.")
+            self._freeze(prefix)
         if recipe.init == "pca":
             init_from_pca(self.model, self._windows(INIT_WINDOWS, torch.Generator().manual_seed(recipe.seed)))
+
+    def _freeze(self, prefix: str) -> None:
+        frozen: list[Any] = [p.requires_grad_(False) for n, p in self.model.named_parameters() if n.startswith(prefix)]
+        for name, module in self.model.named_modules():
+            if name.startswith(prefix) and isinstance(module, EMACodebook):  # its codes move without gradients
+                module.frozen = True
+                frozen.append(module)
+        if not frozen:
+            raise VadisError(f"freeze: no parameter of this model begins with {prefix!r}.")
 
     def _start_from(self, folder: str) -> None:
         saved = load(folder)
