@@ -13,6 +13,7 @@ from vadis.tokenizers.codebook import EMACodebook
 from .fixtures import arrays, cases, fill_state, manifest
 
 TOPIC = "mg_vqvae"
+CONSTRUCTED = {"num_batches_tracked": torch.tensor(0)}
 
 
 def _cases(model: bool) -> list[Any]:
@@ -28,7 +29,7 @@ def test_same_numbers_as_the_reference(folder: Path, case: str) -> None:
     about = whole["cases"][case]
     config = about["config"]
     codes = {"quantizer.codebook": ["float32", [config[n] for n in ("groups", "codes", "code_dim")]]}
-    state = fill_state(codes | about["state_dict"], **whole["fill_parameters"])
+    state = fill_state(codes | about["state_dict"], CONSTRUCTED, **whole["fill_parameters"])
     tokenizer = vadis.import_checkpoint("motion-vqvae", state, fps=30.0, **config)
     assert isinstance(tokenizer, MGVQTokenizer) and tokenizer.representation == "ms272_absroot"
     assert sum(p.numel() for p in tokenizer.parameters()) == about["n_parameters"]

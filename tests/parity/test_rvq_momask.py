@@ -14,6 +14,7 @@ from vadis.tokenizers.rvqvae import ResidualVQ
 from .fixtures import arrays, fill_state, manifest, manifests
 
 TOPIC = "rvq_momask"
+CONSTRUCTED = {"num_batches_tracked": torch.tensor(0)}
 
 
 def _cases(model: bool) -> list[Any]:
@@ -28,7 +29,7 @@ def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 def _state(about: dict[str, Any]) -> dict[str, Tensor]:
     parameters = dict(about["fill_parameters"])
     parameters.pop("shared_tensors", None)
-    state = fill_state(about["state_dict"], **parameters)
+    state = fill_state(about["state_dict"], CONSTRUCTED, **parameters)
     if about["config"]["shared_codebook"]:  # one tensor under several names holds the value of the last name
         names = [name for name in state if name.endswith("codebook")]
         state |= dict.fromkeys(names, state[names[-1]])

@@ -13,6 +13,7 @@ from vadis.tokenizers.codebook import EMACodebook
 from .fixtures import arrays, fill_state, manifest, manifests
 
 TOPIC = "vqvae_t2mgpt"
+CONSTRUCTED = {"num_batches_tracked": torch.tensor(0)}
 
 
 def _cases(wanted: str) -> list[object]:
@@ -40,7 +41,7 @@ def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 @torch.no_grad()
 def test_same_numbers_as_the_original_program(folder: Path) -> None:
     about, data = manifest(folder), arrays(folder)
-    state = fill_state(about["state_dict"], **about["fill_parameters"])
+    state = fill_state(about["state_dict"], CONSTRUCTED, **about["fill_parameters"])
     tokenizer = vadis.import_checkpoint("t2mgpt-vqvae", state, **about["config"])
     assert isinstance(tokenizer, VQTokenizer)
     assert sum(p.numel() for p in tokenizer.parameters()) == about["trainable_parameters"]
