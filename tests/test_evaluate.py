@@ -22,6 +22,7 @@ from vadis.evaluation.reference import from_corpus, from_folder, from_prompts
 from vadis.evaluation.report import METRICS, Report, Value
 from vadis.evaluation.sources import fit_length, model_identity
 from vadis.evaluators.base import Evaluator
+from vadis.metrics.judge import Choice, Verdict
 from vadis.metrics.physical import ground_quality
 from vadis.metrics.transition import jerk_curve, seam_metrics
 from vadis.representations import representation
@@ -333,6 +334,37 @@ def test_prompts_without_recordings(tmp_path, corpus):
     (tmp_path / "q.json").write_text('[{"prompt": "walk"}]')
     with pytest.raises(FileError, match="entry 0: expected prompt and motion_duration"):
         from_prompts(tmp_path / "q.json", load_protocol("mbench"))
+
+
+class Listener:
+    """A judge that chooses the option with a number nearest to how the body turns, and says yes to everything."""
+
+    name, parse = "listener", "strict"
+
+    def choose(self, clip, options):
+        rate = float((clip.motion.heading[-1] - clip.motion.heading[0]) / (clip.motion.seconds - 1 / 30))
+        return Choice(int(np.argmin([abs(float(re.search(r"-?[0-9.]+", o).group()) - rate) for o in options])), "")
+
+    def verify(self, clip, text):
+        return Verdict(True, "yes")
+
+
+def test_a_judge_is_asked_what_the_prompts_ask(tmp_path, corpus, judge):
+    rows = [
+        {"global_id": 0, "prompt": caption(0), "motion_duration": 1, "dimension": "Motion_Quality"},
+        {"global_id": 1, "prompt": caption(1), "motion_duration": 1, "dimension": "Motion_Condition_Consistency",
+         "auxiliary_info": [caption(30), caption(39)]},
+        {"global_id": 2, "prompt": caption(2), "motion_duration": 1, "dimension": "Motion_Generalizability"},
+    ]  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    pipe = Copycat([MS272.encode(procedural_walk(90, turn=turn(i))) for i in range(3)])
+    report = vadis.evaluate(pipe, "mbench", tmp_path / "p.json", judge=Listener(), repeats=1)
+    assert report.result["condition_consistency"].mean == 1 and report.result["generalizability"].mean == 1
+    assert report.identity["judge"].startswith("condition_consistency@listener strict")
+    values = report.clips["made/mbench_jitter"]
+    assert values[0] > 0 and values[1:] == [None, None]  # joint metrics are those of the quality prompts
+    with pytest.raises(VadisError, match="protocol ms272 has none"):
+        vadis.evaluate("baseline:real", "ms272", corpus, evaluator=judge, judge=Listener())
 
 
 def test_seams():

@@ -1,11 +1,12 @@
 """`vadis evaluate MODEL --data CORPUS`."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -56,6 +57,11 @@ class Evaluate:
     """Start anew in the output folder."""
     pictures: int = 3
     """Worst and best clips drawn in the HTML report."""
+    judge: str | None = None
+    """For prompts: address of an OpenAI-compatible endpoint that looks at rendered clips; its key is read from the
+    environment variable VADIS_JUDGE_KEY. Nothing is sent without this flag."""
+    judge_model: str = ""
+    """Name of the model there."""
     samples: int | None = None
     """Candidates made for every motion, of which the model keeps one; by default the model's own number."""
     guidance: float | None = None
@@ -84,7 +90,7 @@ class Evaluate:
             repeats=self.repeats, generations=self.generations, batch_size=self.batch_size, limit=self.limit,
             real=self.real, partial=self.partial, multimodality=self.multimodality, overwrite=self.overwrite,
             pictures=self.pictures, device=self.device, settings={k: v for k, v in given.items() if v is not None},
-            progress=_Progress(),
+            judge=self._judge(), progress=_Progress(),
         )  # fmt: skip
         if self.json:
             print_json(json.loads(json.dumps(report.as_json() | {"clips": None})))
@@ -92,6 +98,15 @@ class Evaluate:
             print(report.markdown(), end="")
         if self.output:
             say(f"{Path(self.output) / 'report.html'}")
+
+    def _judge(self) -> Any:
+        if self.judge is None:
+            return None
+        if not self.judge_model:
+            raise VadisError("name the model behind the endpoint: --judge-model NAME.")
+        from vadis.metrics.judge_models import HTTPJudge
+
+        return HTTPJudge(self.judge, self.judge_model, api_key=os.environ.get("VADIS_JUDGE_KEY"))
 
 
 class _Progress:

@@ -9,7 +9,7 @@ from vadis.evaluation.page import page
 from vadis.evaluation.report import METRICS, Report, same
 from vadis.files import atomic_write
 
-MUST_AGREE = ("protocol", "evaluator", "data")
+MUST_AGREE = ("protocol", "evaluator", "data", "judge")
 SORT = """
 document.querySelectorAll('th').forEach((th,k)=>th.addEventListener('click',()=>{const body=th.closest('table').tBodies[0];
 const up=th.dataset.up!=='1';document.querySelectorAll('th').forEach(x=>delete x.dataset.up);th.dataset.up=up?'1':'0';
@@ -43,17 +43,17 @@ def merge(reports: Sequence[tuple[Path, Report]]) -> list[Report]:
     first_path, first = reports[0]
     for path, other in reports[1:]:
         if differing := same(first.identity, other.identity, MUST_AGREE):
-            names = {
-                "protocol": lambda r: r.protocol["name"],
-                "evaluator": lambda r: r.evaluator,
-                "data": lambda r: r.data,
-            }
-            what = "; ".join(f"{k} {names[k](first)} and {names[k](other)}" for k in differing)
+            what = "; ".join(f"{k} {_called(first, k)} and {_called(other, k)}" for k in differing)
             raise VadisError(
                 f"{first_path} and {path} don't compare: {what} differ (names may agree where contents don't). Merge reports "
                 "of one protocol, evaluator and set of items; --protocol NAME picks those of one protocol."
             )
     return [r for _, r in reports]
+
+
+def _called(report: Report, what: str) -> str:
+    names = {"protocol": report.protocol["name"], "evaluator": report.evaluator, "data": report.data}
+    return names.get(what) or report.identity.get(what, "none")
 
 
 def write_leaderboard(reports: Sequence[Report], path: str | Path) -> Path:

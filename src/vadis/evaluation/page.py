@@ -78,7 +78,8 @@ def _table(r: Report) -> str:
     rows = ["<div class=wide><table><tr><th>metric<th>better<th>real<th>this model<th>difference</tr>"]
     for key, m, real, result in r.rows():
         delta, tone = r.delta(key), ""
-        if delta is not None and m.better != "real":
+        unsure = sum(v.interval or 0 for v in (real, result) if v)
+        if delta is not None and m.better != "real" and abs(delta) > unsure:
             tone = "good" if (delta < 0) == (m.better == "lower") else "bad"
         cells = [v.text(m.digits) if v else "—" for v in (real, result)]
         unit = f" <span class=faint>{html.escape(m.unit)}</span>" if m.unit else ""
@@ -135,7 +136,7 @@ def _bars(axes: Any, both: list[Any]) -> None:
     """Every metric in units of its real value, so that 1 is real motion."""
     y = np.arange(len(both))[::-1]
     ratio = [min(result.mean / real.mean, 5) for _, real, result in both]
-    error = [(result.interval or 0) / abs(real.mean) for _, real, result in both]
+    error = [0 if cut == 5 else (b.interval or 0) / abs(a.mean) for cut, (_, a, b) in zip(ratio, both, strict=True)]
     axes.barh(y, ratio, 0.62, color=MADE, xerr=error, error_kw={"lw": 1, "capsize": 2})
     axes.axvline(1, color=REAL, lw=1.5)
     axes.set_yticks(

@@ -45,6 +45,9 @@ class Item:
     parts: tuple[int, ...]
     """Frames of every part."""
     group: str = ""
+    """The dimension of a prompt file that it serves."""
+    options: tuple[str, ...] = ()
+    """Wrong labels that a judge chooses among."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +305,7 @@ def from_prompts(path: Path, protocol: Protocol) -> Reference:
             prompt = str(row["prompt"] if "prompt" in row else row["text"]).strip()
             seconds = float(row["motion_duration"] if "motion_duration" in row else row["seconds"])
             name = str(row.get("global_id", row.get("id", number)))
+            others = tuple(map(str, row.get("auxiliary_info") or ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileError(f"{path} entry {number}: expected prompt and motion_duration (seconds), found {str(row)[:80]}.") from error  # fmt: skip
         if not prompt or not 0.2 <= seconds <= 600:
@@ -309,7 +313,7 @@ def from_prompts(path: Path, protocol: Protocol) -> Reference:
         if name in items:
             raise FileError(f"{path}: the id {name} occurs twice. Give every prompt its own id.")
         frames = max(4, round(seconds * fps))
-        items[name] = Item(name, -1, 0, frames, ((Text(prompt),),), (frames,), str(row.get("dimension", "")))
+        items[name] = Item(name, -1, 0, frames, ((Text(prompt),),), (frames,), str(row.get("dimension", "")), others)
     if not items:
         raise FileError(f"{path} holds no prompts.")
     digest = hashlib.sha256(repr(sorted(items.items())).encode()).hexdigest()[:16]

@@ -60,6 +60,8 @@ METRICS: dict[str, Metric] = {
     "mbench_foot_floating": Metric("MBench Foot_Floating", "lower", 4),
     "mbench_foot_sliding": Metric("MBench Foot_Sliding", "lower", 4, "m/frame"),
     "mbench_ground_penetration": Metric("MBench Ground_Penetration", "lower", 4, "m"),
+    "condition_consistency": Metric("Motion–condition consistency", "higher", 3),
+    "generalizability": Metric("Motion generalizability", "higher", 3),
     "peak_jerk": Metric("Seam peak jerk", "real", 1, "m/s³"),
     "area_jerk": Metric("Seam area under jerk", "lower", 1, "m/s²"),
 }

@@ -83,7 +83,7 @@ class PipelineSource(Source):
 
     def __init__(self, pipe: Any, protocol: Protocol, name: str = "", settings: dict[str, Any] | None = None) -> None:
         self.pipe, self.settings, self.protocol = pipe, dict(settings or {}), protocol
-        check_fit(type(pipe).__name__, pipe.representation.name, protocol)
+        check_fit(type(pipe).__name__, getattr(pipe.representation, "name", pipe.representation), protocol)
         if protocol.task == "reconstruction":
             raise VadisError(f"protocol {protocol.name} measures a tokenizer: give that part, e.g. pipe.tokenizer.")
         parts = [getattr(pipe, n, None) for n in ("tokenizer", "generator", "planner", "config")]

@@ -4,9 +4,7 @@ Every seed draws captions and crops anew and, where the model can, new motions; 
 motions go through the same measurements and stand beside the result.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +18,19 @@ from vadis.evaluation import measure
 from vadis.evaluation.baselines import BaselineSource
 from vadis.evaluation.cache import Predictions, Progress, Work
 from vadis.evaluation.protocol import Protocol, load_protocol
-from vadis.evaluation.reference import Draw, Reference, from_corpus, from_folder, from_prompts
+from vadis.evaluation.reference import Reference, from_corpus, from_folder, from_prompts
 from vadis.evaluation.report import Report, Value
+from vadis.evaluation.run import Clock, Run
 from vadis.evaluation.sources import (
     FolderSource,
     PipelineSource,
     Source,
     TokenizerSource,
     check_fit,
-    fit_length,
     model_identity,
 )
 
 EMBEDDED = {"fid", "retrieval", "diversity", "multimodality"}
-SHOWN = 2000  # items whose own values a report keeps
 
 
 def evaluate(
@@ -54,6 +51,7 @@ def evaluate(
     multimodality: bool = False,
     overwrite: bool = False,
     pictures: int = 3,
+    judge: Any = None,
     device: str | None = None,
     settings: dict[str, Any] | None = None,
     progress: Progress | None = None,
@@ -78,6 +76,7 @@ def evaluate(
         multimodality: also make many motions for some prompts, where the protocol asks for it.
         overwrite: start anew in `out`.
         pictures: worst and best clips drawn in the HTML report.
+        judge: for prompts, who looks at rendered clips (`vadis.metrics.judge_models`); nothing is sent without one.
         device: of models that are loaded here.
         settings: keywords for the pipeline's call.
         progress: called with stage, done, total.
@@ -85,26 +84,26 @@ def evaluate(
     Raises VadisError (with the cure) for a protocol that doesn't fit the representation, different sets of ids, captions
     without motion, work of other settings in `out`; metrics that have too few items are named in `report.unavailable`.
     """
-    clock = _Clock()
+    clock = Clock()
     plan = load_protocol(protocol)
     plan = replace(plan, repeats=repeats) if repeats is not None else plan
     reference = _limited(_reference(data, plan, split, kinds), limit)
     source = _source(model, plan, reference, partial, settings, device)
-    judge = _evaluator(evaluator, plan, device)
+    encoder = _evaluator(evaluator, plan, device)
     sets = _sets(source, plan, generations)
     identity = {
         "protocol": model_identity(replace(plan, repeats=1)),
         "model": source.identity,
-        "evaluator": "" if judge is None else model_identity(judge[1]),
+        "evaluator": "" if encoder is None else model_identity(encoder[1]),
         "data": reference.identity,
     }
     folder = None if out is None else Path(out)
     work = Work(folder, identity, overwrite)
-    run = _Run(plan, reference, source, judge[1] if judge else None, work, batch_size, progress, clock)
+    run = Run(plan, reference, source, encoder[1] if encoder else None, work, batch_size, progress, clock)
     measured = [run.seed(g) for g in range(sets)]
     figures = measure.SetMetrics(plan)
     with clock("metrics"):
-        for r in range(plan.repeats if judge else 0):
+        for r in range(plan.repeats if encoder else 0):
             figures.add(measured[r % sets], r)
     result = {k: Value.of(v) for k, v in figures.result.items()}
     truth = {k: Value.of(v) for k, v in figures.real.items()}
@@ -112,9 +111,22 @@ def evaluate(
     for name, row in (("made", result), ("real", truth)):
         row |= _clip_values(measured, name)
     result |= run.extras(measured, multimodality, unavailable)
+    notes = []
+    if judge is not None:
+        if plan.task != "prompts":
+            raise VadisError(f"a judge answers the questions of a prompt file; protocol {plan.name} has none.")
+        from vadis.evaluation.judged import judged
+
+        scores = judged(judge, run.made(0), run.draws[0], plan)
+        result |= {k: Value(s.accuracy) for k, s in scores.items()}
+        notes = [
+            f"{s.name}: {s.correct} of {s.total} right, {s.unread} unread, {s.renderer} at {s.fps:g} frames/s."
+            for s in scores.values()
+        ]
+        identity["judge"] = "/".join(f"{s.name} {s.parse} {s.prompt_hash}" for s in scores.values())
     if real is not None and reference.read is None:
         truth |= _real_row(real, plan, split, kinds)
-    if judge is None and EMBEDDED & set(plan.metrics):
+    if encoder is None and EMBEDDED & set(plan.metrics):
         unavailable |= {k: "no evaluator was used." for k in ("fid", "r1", "diversity") if _asked(k, plan)}
     if not result:
         reasons = " ".join(dict.fromkeys(unavailable.values())) or "the protocol asks for none."
@@ -122,13 +134,13 @@ def evaluate(
     report = Report(
         model=source.name,
         protocol=asdict(plan),
-        evaluator=judge[0] if judge else "none",
+        evaluator=encoder[0] if encoder else "none",
         data=reference.name,
         items=len(run.draws[0]),
         result=result,
         real=truth,
         unavailable=unavailable,
-        notes=tuple(_notes(plan, reference, source, sets, judge, run) + figures.notes),
+        notes=tuple(_notes(plan, reference, source, sets, encoder, run) + figures.notes + notes),
         identity=identity,
         settings=_settings(plan, sets, kinds, limit, settings),
         timing=clock.seconds,
@@ -241,151 +253,7 @@ def _sets(source: Source, plan: Protocol, generations: int | None) -> int:
     return min(most, plan.repeats, generations or most)
 
 
-# ---- one seed after another
-
-
-class _Run:
-    """Predictions, embeddings and values of every seed."""
-
-    def __init__(self, plan: Protocol, reference: Reference, source: Source, evaluator: Any, work: Work, batch: int,
-                 progress: Progress | None, clock: "_Clock") -> None:  # fmt: skip
-        self.plan, self.reference, self.source, self.evaluator = plan, reference, source, evaluator
-        self.work, self.batch, self.progress, self.clock = work, batch, progress, clock
-        self.draws: dict[int, list[Draw]] = {}
-        self._made: dict[int, Predictions] = {}
-        self._texts: dict[str, np.ndarray] = {}
-
-    def real(self, seed: int) -> Predictions | None:
-        """The recordings of a seed's draws."""
-        draws = self.draws[seed]
-        if self.reference.read is None:
-            return None
-        return Predictions(lambda i: self.reference.features(draws[i]), len(draws))
-
-    def made(self, seed: int) -> Predictions:
-        """The predictions of a seed at the length that the protocol measures."""
-        return self._made[seed]
-
-    def seed(self, seed: int) -> dict[str, np.ndarray]:
-        """Embeddings and values a clip of one seed, by "text", "real", "made" and "made/KEY", "real/KEY"."""
-        draws = self.source.prepare(self.reference.draws(self.plan, seed), seed)
-        self.draws[seed] = draws
-        with self.clock("predictions"):
-            raw = self.work.predictions(self.source, draws, seed, self.batch, self.progress)
-        if self.plan.length == "reference":
-            raw = Predictions(
-                lambda i, raw=raw: fit_length(raw[i], draws[i].frames, self.plan.representation), len(draws)
-            )
-        self._made[seed] = raw
-        return self.work.embeddings(seed, lambda: self._measure(seed))
-
-    def _measure(self, seed: int) -> dict[str, np.ndarray]:
-        draws, real, made = self.draws[seed], self.real(seed), self._made[seed]
-        found: dict[str, np.ndarray] = {}
-        with self.clock("encoder"):
-            if self.evaluator is not None:
-                found |= self._embed(draws, real, made)
-        with self.clock("metrics"):
-            for name, clips in (("made", made), ("real", real)):
-                if clips is not None:
-                    values = measure.clip_metrics(clips, self.plan)
-                    found |= {f"{name}/{k}": v for k, v in values.items()}
-            if "seams" in self.plan.metrics and real is not None:
-                values, usual = measure.seams(real, draws, None, self.plan)
-                found |= {f"real/{k}": v for k, v in values.items()}
-                found |= {f"made/{k}": v for k, v in measure.seams(made, draws, usual, self.plan)[0].items()}
-            if "errors" in self.plan.metrics and self.source.paired and real is not None:
-                values, frames = measure.pair_errors(real, made, self.plan)
-                found |= {f"error/{k}": v for k, v in values.items()} | {"frames": frames}
-        if self.progress:
-            self.progress("measured", seed + 1, 0)
-        return found
-
-    def _embed(self, draws: list[Draw], real: Predictions | None, made: Predictions) -> dict[str, np.ndarray]:
-        names = [d.item.id for d in draws for _ in d.parts]
-        found = {}
-        for key, clips in (("made", made), ("real", real)):
-            if clips is not None:
-                found[key] = measure.embed(self.evaluator, _Segments(clips, draws), names)
-        texts = [t.tokens if self.plan.text == "tokens" and t.tokens else t.text for d in draws for t in d.texts]
-        if len(texts) == len(names) and all(texts):
-            new = list(dict.fromkeys(t for t in texts if t not in self._texts))
-            if new:
-                self._texts |= dict(zip(new, self.evaluator.embed_text(new).numpy(), strict=True))
-            found["text"] = np.stack([self._texts[t] for t in texts])
-        return found
-
-    def extras(self, measured: list[dict[str, np.ndarray]], multimodality: bool, unavailable: dict[str, str]) -> dict[str, Value]:  # fmt: skip
-        """Joint errors, codebook use and multimodality."""
-        found: dict[str, Value] = {}
-        for key in [k for k in measured[0] if k.startswith("error/")]:
-            found[key.removeprefix("error/")] = Value.of([np.average(m[key], weights=m["frames"]) for m in measured])
-        if "codebook" in self.plan.metrics and (tokens := self.source.tokens(self.draws[0])) is not None:
-            found |= {k: Value(v) for k, v in measure.codebook(tokens).items()}
-        if "multimodality" in self.plan.metrics and self.evaluator is not None:
-            if multimodality and isinstance(self.source, PipelineSource):
-                found["multimodality"] = Value(self._multimodality())
-            else:
-                n, m = self.plan.multimodal_prompts, self.plan.multimodal_motions
-                unavailable["multimodality"] = f"it takes {n} × {m} further motions of a pipeline: pass multimodality."
-        return found
-
-    def _multimodality(self) -> float:
-        from vadis.metrics.distribution import multimodality
-
-        plan, draws = self.plan, self.draws[0]
-        rows = []
-        for number, draw in enumerate(draws[: plan.multimodal_prompts]):
-            made = self.source.predict([draw] * plan.multimodal_motions, 10_000 + number, 0)
-            rows.append(measure.embed(self.evaluator, made, [draw.item.id] * len(made)))
-            if self.progress:
-                self.progress("multimodality", number + 1, min(len(draws), plan.multimodal_prompts))
-        return multimodality(np.stack(rows))
-
-    def shown(self, arrays: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Values of single items of the first seed, for histograms, the scatter plot and the worst and best clips."""
-        draws = self.draws[0]
-        picked = np.linspace(0, len(draws) - 1, min(len(draws), SHOWN)).round().astype(int)
-        found: dict[str, list[Any]] = {
-            "id": [draws[i].item.id for i in picked],
-            "row": picked.tolist(),
-            "text": [" | ".join(t.text for t in draws[i].texts) for i in picked],
-        }
-        parts = len(draws[0].parts)
-        if "text" in arrays:
-            distance = np.linalg.norm(arrays["text"] - arrays["made"], axis=1).reshape(-1, parts).mean(1)
-            found["distance"] = [round(float(distance[i]), 5) for i in picked]
-        for key, values in arrays.items():
-            if "/" in key:
-                found[key] = [None if np.isnan(values[i]) else round(float(values[i]), 5) for i in picked]
-        found |= _plane(arrays, picked * parts)
-        return found
-
-
-class _Segments(Sequence):
-    """The parts of streams one after another; the clips themselves where each has one part."""
-
-    def __init__(self, clips: Predictions, draws: list[Draw]) -> None:
-        self.clips, self.draws, self.parts = clips, draws, len(draws[0].parts)
-
-    def __len__(self) -> int:
-        return len(self.draws) * self.parts
-
-    def __getitem__(self, i: int) -> Any:  # type: ignore[override]
-        if i >= len(self):
-            raise IndexError(i)
-        row, part = divmod(i, self.parts)
-        return measure.segments(self.clips[row], self.draws[row].parts)[part] if self.parts > 1 else self.clips[row]
-
-
-def _plane(arrays: dict[str, np.ndarray], picked: np.ndarray) -> dict[str, list[Any]]:
-    """Real and made embeddings on the two directions in which the real ones vary most."""
-    if "real" not in arrays or len(arrays["real"]) < 3:
-        return {}
-    real, made = arrays["real"].astype(np.float64), arrays["made"].astype(np.float64)
-    mean = real.mean(0)
-    axes = np.linalg.svd(real - mean, full_matrices=False)[2][:2].T
-    return {f"plane/{n}": np.round((x[picked] - mean) @ axes, 4).tolist() for n, x in (("real", real), ("made", made))}
+# ---- figures
 
 
 def _clip_values(measured: list[dict[str, np.ndarray]], name: str) -> dict[str, Value]:
@@ -416,7 +284,7 @@ def _settings(plan: Protocol, sets: int, kinds: Sequence[str], limit: int | None
             "vadis": vadis.__version__, "torch": torch.__version__}  # fmt: skip
 
 
-def _notes(plan: Protocol, reference: Reference, source: Source, sets: int, judge: Any, run: _Run) -> list[str]:
+def _notes(plan: Protocol, reference: Reference, source: Source, sets: int, encoder: Any, run: Run) -> list[str]:
     notes = list(reference.notes)
     if reference.left_out:
         out = " and ".join(f"{n} {why}" for why, n in reference.left_out.items())
@@ -428,23 +296,8 @@ def _notes(plan: Protocol, reference: Reference, source: Source, sets: int, judg
             f"{sets} set{'s' if sets > 1 else ''} of predictions for {plan.repeats} seeds: intervals of learned metrics "
             "cover the drawing of pools and pairs, not new motions."
         )
-    if judge is not None and judge[0] == "vadis-mini-evaluator":
+    if encoder is not None and encoder[0] == "vadis-mini-evaluator":
         notes.append("the bundled evaluator's figures compare with each other only, not with published tables.")
     if isinstance(source, FolderSource) and source.extra:
         notes.append(f"{len(source.extra)} predictions belong to no item and were not looked at.")
     return [*notes, plan.note] if plan.note else notes
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
