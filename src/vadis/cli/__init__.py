@@ -19,6 +19,7 @@ VERBS = {
     "generate": ("vadis.cli.generate:Generate", "make a motion from a sentence"),
     "convert": ("vadis.cli.convert:Convert", "motion file or features → another format or representation"),
     "retarget": ("vadis.cli.retarget:Retarget", "put a motion on the 22-joint skeleton that all models use"),
+    "clean": ("vadis.cli.clean:Clean", "stop feet from sliding, take out jitter"),
     "tokenize": ("vadis.cli.tokenize:Tokenize", "motion file → tokens"),
     "detokenize": ("vadis.cli.tokenize:Detokenize", "tokens → motion file"),
     "reconstruct": ("vadis.cli.tokenize:Reconstruct", "through a tokenizer and back, and what that lost"),

@@ -46,6 +46,8 @@ class Generate:
     """Draw among this many likeliest tokens."""
     top_p: float | None = None
     """Draw among the likeliest tokens that hold this share of the probability."""
+    clean_feet: bool | None = None
+    """Stop feet from sliding while they stand; by default what the model's own settings say."""
     fps: float | None = None
     """Frame rate of the files; by default the model's."""
     device: str = "auto"
@@ -67,6 +69,8 @@ class Generate:
             )
         settings = {"samples": self.samples, "guidance_scale": self.guidance, "temperature": self.temperature}
         settings |= {"top_k": self.top_k, "top_p": self.top_p}
+        if self.clean_feet is not None:
+            settings["clean_feet"] = self.clean_feet
         wanted = [text for text in prompts for _ in range(self.count)]
         say(
             f"generating {len(wanted)} × {self.seconds:g} s …"

@@ -1,1 +1,7 @@
-"""Edits of motions that need more than one line: foot-slide clean-up."""
+"""Edits of motions that need more than one line: foot-slide clean-up, smoothing."""
+
+from vadis.motion_editing.feet import FootContact, Stiffness, clean_feet
+from vadis.motion_editing.remove_sliding import remove_sliding
+from vadis.motion_editing.smoothing import smooth_motion
+
+__all__ = ["FootContact", "Stiffness", "clean_feet", "remove_sliding", "smooth_motion"]

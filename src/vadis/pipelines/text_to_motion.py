@@ -50,6 +50,8 @@ class GenerationConfig:
     min_seconds: float = Field(default=1.0, gt=0)
     max_seconds: float = Field(default=10.0, gt=0)
     """Longest window the generator was trained on; longer motions are continued in windows."""
+    clean_feet: bool = False
+    """Stop the feet of the kept motion from sliding while they stand (`vadis.motion_editing.clean_feet`)."""
     text_encoder: str = "minilm"
 
 
@@ -60,7 +62,7 @@ class TextToMotionOutput:
     motion: Any
     """Motion, rotations as the source of truth."""
     features: Any
-    """(T, D) float32 in physical units."""
+    """(T, D) float32 in physical units, as decoded: without the clean-up of feet."""
     tokens: Any
     """(S,) or (S, G) int64."""
     stopped_by: Any
@@ -68,7 +70,7 @@ class TextToMotionOutput:
     score: Any = None
     """How well the kept sample matches the text, a cosine; None without a planner."""
     timing: dict[str, float] = field(default_factory=dict)
-    """Seconds spent on text, tokens, decoding and choosing."""
+    """Seconds spent on text, tokens, decoding, choosing and cleaning."""
 
 
 class TextToMotionPipeline:
@@ -146,6 +148,7 @@ class TextToMotionPipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float | None = None,
+        clean_feet: bool | None = None,
     ) -> TextToMotionOutput:
         """Make a motion of each prompt.
 
@@ -155,6 +158,7 @@ class TextToMotionPipeline:
             seed: prompt i of a list draws with seed + i; None draws anew every time.
             samples: candidates a prompt, of which the best is kept.
             temperature, top_k, top_p, guidance_scale: as in the generator; the model's own values by default.
+            clean_feet: stop feet from sliding while they stand; the model's own setting by default.
 
         Raises VadisError for empty or overlong prompts and for lengths that are not positive, or above an hour.
         """
@@ -172,7 +176,7 @@ class TextToMotionPipeline:
         if count > 1 and settings["temperature"] == 0:
             count = 1  # greedy decoding makes the same candidate every time
         first = int(torch.randint(2**31, (1,))) if seed is None else int(seed)
-        timing = {"text": 0.0, "tokens": 0.0, "decode": 0.0, "choose": 0.0}
+        timing = {"text": 0.0, "tokens": 0.0, "decode": 0.0, "choose": 0.0, "clean": 0.0}
         clock = time.perf_counter()
         text, text_lengths = self.text_encoder.encode(texts)
         timing["text"] = time.perf_counter() - clock
@@ -180,6 +184,11 @@ class TextToMotionPipeline:
             self._one(text[i : i + 1, : int(text_lengths[i])], lengths[i], first + i, count, settings, timing)
             for i in range(len(texts))
         ]
+        if self.config.clean_feet if clean_feet is None else clean_feet:
+            clock = time.perf_counter()
+            for result in results:
+                result["motion"] = _clean(result["motion"])
+            timing["clean"] = time.perf_counter() - clock
         for result, prompt in zip(results, texts, strict=True):
             result["motion"] = result["motion"].replace(meta={"prompt": prompt})
         timing = {k: round(v, 4) for k, v in timing.items()}
@@ -346,6 +355,13 @@ class TextToMotionPipeline:
         first = max(0, start - before)
         decoded = self.tokenizer.decode(torch.stack(tokens[first : stop + after]))
         return decoded[(start - first) * per_token : (stop - first) * per_token]
+
+
+def _clean(motion: Motion) -> Motion:
+    """The motion with resting feet; generated motion is smooth already, and clips too short for contacts stay."""
+    from vadis.motion_editing import clean_feet
+
+    return motion if motion.num_frames < 4 else clean_feet(motion, smooth=None)
 
 
 def _roughness(motion: Motion) -> list[float]:

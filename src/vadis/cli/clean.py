@@ -1,0 +1,62 @@
+"""`vadis clean in.bvh out.bvh`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from vadis.cli.common import check_number, check_output, say
+from vadis.cli.reading import read_motion
+from vadis.cli.writing import SUFFIXES, write
+from vadis.errors import VadisError
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Stop feet from sliding while they stand, and take out jitter; joints keep their skeleton.
+
+    vadis clean generated.bvh clean.bvh
+    """
+
+    source: Annotated[Positional[str], arg(metavar="IN")]
+    """Motion file of a human skeleton: .bvh .glb .amc .npz .npy."""
+    target: Annotated[Positional[str], arg(metavar="OUT")]
+    """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it)."""
+    method: Literal["native", "compat"] = "native"
+    """compat is MotionMillion's published algorithm, whose result has twice the frame rate."""
+    smooth: float | None = None
+    """Hertz above which motion counts as noise, 0 for none; by default 4 (native only)."""
+    floor: float | None = None
+    """Height of the floor in metres; by default taken from the feet (native only)."""
+    window: int | None = None
+    """Frames of the smoothing filter, odd; by default 5 (compat only)."""
+    fps: float | None = None
+    """Frame rate of the input, for files that don't say it or say it wrongly."""
+
+    def run(self) -> None:
+        path = check_output(self.target, SUFFIXES)
+        native = {"--smooth": self.smooth, "--floor": self.floor}
+        stray = {"--window": self.window} if self.method == "native" else native
+        for flag, value in stray.items():
+            if value is not None:
+                raise VadisError(f"{flag} means nothing for --method {self.method}; leave it out.")
+        if self.smooth is not None:
+            check_number("--smooth", self.smooth, 0, 1000, "Hz")
+        if self.floor is not None:
+            check_number("--floor", self.floor, -1000, 1000, "m")
+        motion = read_motion(self.source, fps=self.fps)
+        from vadis.motion_editing import clean_feet
+
+        options = {"floor": self.floor} if self.floor is not None else {}
+        if self.smooth is not None:
+            options["smooth"] = self.smooth or None
+        if self.window is not None:
+            options["window"] = self.window
+        cleaned = clean_feet(motion, self.method, **options)
+        for file in write([cleaned], path, [path.stem]):
+            print(file)
+        same = cleaned.positions if self.method == "native" else cleaned.positions[::2]
+        moved = (same - motion.positions).norm(dim=-1).mean()
+        say(
+            f"joints moved by {1000 * float(moved):.1f} mm on average; {cleaned.num_frames} frames at {cleaned.fps:g}/s"
+        )
