@@ -1,6 +1,5 @@
 """A loss between what a frozen motion encoder sees in a clip and in its reconstruction."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from vadis.tokenizers.base import TokenizerOutput
 class Perceptual:
     """Adds `set_perceptual` to a tokenizer; the loss "perceptual" exists once an encoder is set."""
 
-    _perceptual: tuple[Callable[[Tensor], Tensor]] | None = None  # in a tuple: not a part of the model, never saved
+    _perceptual: tuple[Any] | None = None  # in a tuple: not a part of the model, never saved
 
     def set_perceptual(self, encoder: Any) -> None:
         """Compare clips with their reconstructions by `encoder`, None: no longer.
@@ -42,6 +41,8 @@ class Perceptual:
         """
         if self._perceptual is None:
             return output
+        if isinstance(module := self._perceptual[0], nn.Module):
+            module.to(x.device)
         mean, std = self.mean, self.std  # type: ignore[attr-defined]
         with torch.autocast(x.device.type, enabled=False):
             made = output.reconstruction.float()
@@ -52,9 +53,7 @@ class Perceptual:
 
     def _embed(self, features: Tensor) -> Tensor:
         assert self._perceptual is not None
-        (encoder,) = self._perceptual
-        if isinstance(encoder, nn.Module):
-            encoder.to(features.device)
+        encoder: Any = self._perceptual[0]
         if not hasattr(encoder, "encode_motion"):
             return encoder(features)
         features = encoder.normalize(features)
