@@ -48,7 +48,10 @@ COMPONENTS = {
     "guo": "vadis.evaluators.guo:GuoEvaluator",
 }
 """`type` in config.json → class."""
-BUNDLES = {"TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline"}
+BUNDLES = {
+    "TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline",
+    "MotionStreamPipeline": "vadis.pipelines.stream:MotionStreamPipeline",
+}
 """`_class_name` in model_index.json → class with `from_pretrained(folder, dtype=, device=, **overrides)`."""
 IMPORTERS = {
     "motionstreamer-tae": "vadis.tokenizers.causal_tae:from_motionstreamer",

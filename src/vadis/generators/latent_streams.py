@@ -113,6 +113,12 @@ class LatentStreams:
         self.texts[row] = self._text(text)
         self._forget(row)
 
+    def undo(self, row: int) -> None:
+        """Forget the latent that `row` made last, as if it had not been drawn (its random numbers are used up)."""
+        if len(self.history[row]) < self._read[row]:
+            raise VadisError(f"row {row} has made no latent since its last change: there is nothing to undo.")
+        self.history[row] = self.history[row][:-1]
+
     def leave(self, row: int) -> None:
         """End the stream in `row`; another may start there."""
         self.texts[row], self._noise[row], self.history[row] = None, None, self.history[row][:0]
