@@ -171,9 +171,8 @@ def test_same_continuation_from_recorded_noise(folder: Path) -> None:
         before = model.end_latent.clone()
         try:
             model.set_end_latent(torch.zeros_like(before))
-            made, stopped = model.generate(
-                data["text"][None], stop_threshold=1e9, min_latents=len(expected), max_latents=14, **options
-            )
+            options["max_latents"] = len(options["noise"])
+            made, stopped = model.generate(data["text"][None], stop_threshold=1e9, min_latents=len(expected), **options)
         finally:
             model.set_end_latent(before)
         _close(folder, "latents", made[0], expected)

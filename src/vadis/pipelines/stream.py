@@ -28,6 +28,7 @@ from vadis.generators.text import SentenceCache, check_prompts
 from vadis.motion import Motion
 from vadis.pipelines.text_to_motion import TextToMotionOutput
 from vadis.representations import representation
+from vadis.representations.ms272 import MS272
 from vadis.skeleton import smpl22
 
 
@@ -74,7 +75,7 @@ class RunningRoot:
     def __init__(self, name: str = "ms272") -> None:
         if name != "ms272":
             raise ModelError(f"pieces of {name} can't be placed in the world one by one: use an ms272 tokenizer.")
-        self.representation = representation(name)
+        self.representation = MS272()
         self.turn = torch.eye(3, dtype=torch.float64)
         """Removes the heading so far."""
         self.place = torch.zeros(2, dtype=torch.float64)
@@ -315,12 +316,13 @@ class MotionStreamPipeline:
 
     def _frames(self, seconds: float | Sequence[float] | None, count: int) -> list[int]:
         """Frames of each prompt."""
-        values = [self.config.max_seconds if seconds is None else seconds] * count
         if isinstance(seconds, Sequence):
-            values = list(seconds)
+            values = [float(value) for value in seconds]
+        else:
+            values = [self.config.max_seconds if seconds is None else float(seconds)] * count
         if len(values) != count:
             raise VadisError(f"{len(values)} lengths for {count} prompts: give one length, or one for each prompt.")
         for value in values:
             if not 0 < value <= 3600:
                 raise VadisError(f"seconds={value:g}: a motion can last up to 3600 seconds.")
-        return [max(1, round(float(value) * self.tokenizer.fps)) for value in values]
+        return [max(1, round(value * self.tokenizer.fps)) for value in values]

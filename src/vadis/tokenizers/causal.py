@@ -54,11 +54,12 @@ class CausalBlock(nn.Module):
 
 
 class CausalSequential(nn.Sequential):
-    """Layers one after the other; those with a left context get the memory of a stream."""
+    """Layers one after the other; those that look back get the memory of a stream."""
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         for layer in self:
-            x = layer(x, memory) if isinstance(layer, CausalConv1d | CausalBlock | CausalSequential | CausalStack) else layer(x)  # fmt: skip
+            looks_back = isinstance(layer, CausalConv1d | CausalBlock | CausalStack | CausalSequential)
+            x = layer(x, memory) if looks_back else layer(x)
         return x
 
 
