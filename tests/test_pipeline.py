@@ -136,11 +136,21 @@ class TestSeeds:
 
 
 class TestOutput:
+    def test_feet_are_cleaned_on_request(self, pipe):
+        from vadis.motion_editing import clean_feet
+
+        raw, clean = (pipe(PROMPT, seconds=2, seed=1, samples=1, clean_feet=on) for on in (None, True))
+        assert torch.equal(raw.features, clean.features) and torch.equal(raw.tokens, clean.tokens)
+        torch.testing.assert_close(clean.motion.positions, clean_feet(raw.motion, smooth=None).positions)
+        assert not torch.equal(raw.motion.root, clean.motion.root) and clean.motion.meta["prompt"] == PROMPT
+        assert raw.timing["clean"] == 0
+
     def test_one_prompt(self, pipe):
         out = pipe(PROMPT, seconds=1.0, seed=0)
         assert isinstance(out.motion, Motion) and out.motion.meta["prompt"] == PROMPT
         assert out.motion.skeleton.name == "smpl22" and isinstance(out.score, float)
-        assert set(out.timing) == {"text", "tokens", "decode", "choose"} and all(t >= 0 for t in out.timing.values())
+        assert set(out.timing) == {"text", "tokens", "decode", "choose", "clean"}
+        assert all(t >= 0 for t in out.timing.values())
         lowest = out.motion.positions[..., 1].min(dim=1).values
         assert float(lowest.quantile(0.05)) == pytest.approx(0, abs=1e-4)
 

@@ -33,7 +33,7 @@ class FootContact:
     """Metres above the floor."""
     ankle_height: tuple[float, float] = (0.03, 0.06)
     """Metres above the ankle's height when the foot stands flat."""
-    speed: tuple[float, float] = (0.3, 0.8)
+    speed: tuple[float, float] = (0.4, 1.1)
     """Metres a second, in any direction."""
     still: tuple[float, float] = (0.15, 0.3)
     """Metres a second over a third of a second: a joint that hardly moves rests at any height (stairs, a chair)."""
@@ -51,7 +51,7 @@ class Stiffness:
     legs: float = 1e-3
     """Squared size of the corrections of the root's path, and of ankles and toes, in metres."""
     root_smooth: float = 0.5
-    legs_smooth: float = 0.02
+    legs_smooth: float = 0.01
     """Squared second differences of the corrections."""
     rigid: float = 1.0
     """Squared difference of the corrections of ankle and toe of one foot."""
