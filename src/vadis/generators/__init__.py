@@ -2,5 +2,6 @@
 
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.generators.motionstreamer import MotionStreamer, MotionStreamerConfig
+from vadis.generators.t2mgpt import T2MGPT, T2MGPTConfig
 
-__all__ = ["MotionMillion", "MotionMillionConfig", "MotionStreamer", "MotionStreamerConfig"]
+__all__ = ["T2MGPT", "MotionMillion", "MotionMillionConfig", "MotionStreamer", "MotionStreamerConfig", "T2MGPTConfig"]

@@ -49,7 +49,7 @@ class Decoding(nn.Module):
         very first token is END.
         """
         if compat:
-            options["max_tokens"] = min(options.get("max_tokens") or 50, 50)
+            options |= {"max_tokens": min(options.get("max_tokens") or 50, 50), "may_be_empty": True}
         steps, stopped = [], []
         for step in self.stream(text, text_lengths, **options):
             steps.append(step.tokens)
@@ -80,6 +80,7 @@ class Decoding(nn.Module):
         generator: Seed = None,
         seed: Seed = None,
         samples_per_row: int = 1,
+        may_be_empty: bool = True,
     ) -> Iterator[Step]:
         """Yield a `Step` as soon as its tokens are known.
 
@@ -92,6 +93,7 @@ class Decoding(nn.Module):
             plan, plan_mask: (B, P, plan_dim) numbers and which of them are known.
             history: earlier motion of each prompt, (B, S) or a list of (S,), to go on from; not returned.
             seed (or generator): see RowNoise; one number serves every prompt alike.
+            may_be_empty: whether END can be the very first token of a motion.
 
         Raises ShapeError, VadisError or ModelError for what doesn't fit the model.
         """
@@ -108,7 +110,7 @@ class Decoding(nn.Module):
             state = run.prefill(guide_plan)
             while True:
                 draws = noise.draw(run.groups).to(run.device) if noise else None
-                tokens = run.choose(state, draws, temperature, top_k, top_p)
+                tokens = run.choose(state, draws, temperature, top_k, top_p, may_be_empty)
                 yield run.record(tokens)
                 if (kept := run.compact()) is not None:
                     tokens = tokens[kept]
@@ -119,6 +121,20 @@ class Decoding(nn.Module):
                 state = run.advance(tokens)
         finally:
             self.train(training)
+
+    @staticmethod
+    def join(text: Tensor, text_lengths: Tensor, plan: Tensor, motion: Tensor, start: Tensor, length: int) -> Tensor:
+        """Rows `(B, length, H)` without gaps: from column `start` (B,) on, the row's text, plan, motion.
+
+        Columns before and after hold arbitrary vectors, which the mask must hide.
+        """
+        column = torch.arange(length, device=text.device) - start[:, None]
+        text_end, plan_end = text_lengths[:, None], text_lengths[:, None] + plan.shape[1]
+        after = text.shape[1] + torch.where(column < plan_end, column - text_end, plan.shape[1] + column - plan_end)
+        source = torch.where(column < text_end, column, after)
+        parts = torch.cat([text, plan, motion], dim=1)
+        source = source.clamp(0, parts.shape[1] - 1)
+        return parts.gather(1, source[..., None].expand(-1, -1, parts.shape[-1]))
 
 
 class _Run:
@@ -139,7 +155,7 @@ class _Run:
     ) -> None:
         c = self.config = model.config
         self.model, self.groups, self.scale = model, c.groups, float(guidance_scale)
-        self.device = model.llama_proj.weight.device
+        self.device = model.device
         lists = [
             x
             for x in (num_tokens, history)
@@ -274,7 +290,13 @@ class _Run:
         return model.trunk(x, positions, mask[:, None], self.cache)[:, -1]
 
     def choose(
-        self, state: Tensor, draws: Tensor | None, temperature: float, top_k: int | None, top_p: float | None
+        self,
+        state: Tensor,
+        draws: Tensor | None,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        may_be_empty: bool,
     ) -> Tensor:
         """Ids `(R', G)` of the next step for the living rows."""
         half, ids = len(self.alive), []
@@ -287,6 +309,8 @@ class _Run:
                 logits = logits[half:] + self.scale * (logits[:half] - logits[half:])
             if group == 0 and self.exact:
                 logits[:, self.config.nb_code] = -torch.inf
+            elif group == 0 and self.step == 0 and not may_be_empty:
+                logits[self.past == 0, self.config.nb_code] = -torch.inf
             ids.append(choose(logits, None if draws is None else draws[:, group], temperature, top_k, top_p))
         return torch.stack(ids, dim=-1)
 

@@ -197,20 +197,6 @@ class MotionMillion(Decoding, Component):
         plan_vectors = self.plan_proj(torch.cat([values, known.to(values.dtype)], dim=-1).to(dtype))
         return vectors, text_lengths, plan_vectors + self.plan_embedding.weight
 
-    @staticmethod
-    def join(text: Tensor, text_lengths: Tensor, plan: Tensor, motion: Tensor, start: Tensor, length: int) -> Tensor:
-        """Rows `(B, length, H)` without gaps: from column `start` (B,) on, the row's text, plan, motion.
-
-        Columns before and after hold arbitrary vectors, which the mask must hide.
-        """
-        column = torch.arange(length, device=text.device) - start[:, None]
-        text_end, plan_end = text_lengths[:, None], text_lengths[:, None] + plan.shape[1]
-        after = text.shape[1] + torch.where(column < plan_end, column - text_end, plan.shape[1] + column - plan_end)
-        source = torch.where(column < text_end, column, after)
-        parts = torch.cat([text, plan, motion], dim=1)
-        source = source.clamp(0, parts.shape[1] - 1)
-        return parts.gather(1, source[..., None].expand(-1, -1, parts.shape[-1]))
-
     def trunk(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
         """Vectors `(B, N, H)` at `positions` (B, N) through all layers and the last norm; `mask` (B, 1, N, M) true = may see."""
         if self._rope is None or self._rope.device != x.device:
