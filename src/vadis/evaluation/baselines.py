@@ -96,7 +96,8 @@ class BaselineSource(Source):
         if kind in DAMAGES and protocol.representation != "ms272":
             raise VadisError(f"damaged motions are made of ms272 features; this is {protocol.representation}.")
         self.kind, self.reference, self.protocol = kind, reference, protocol
-        self.name, self.identity = f"baseline {kind}", f"{kind} 1"
+        self.name, self.identity = f"baseline {kind}", f"{kind} 2"
+        self.own_length = kind == "shuffled"  # holding the last pose would be a second damage
         self.paired = protocol.task == "reconstruction"
         self.random = kind in ("shuffled", "noise", "nearest")
         self._bank = _CaptionBank(reference) if kind == "nearest" else None

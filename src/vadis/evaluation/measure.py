@@ -161,7 +161,7 @@ def codebook(tokens: tuple[Tensor, int]) -> dict[str, float]:
 def embed(evaluator: Any, clips: Sequence[Tensor], names: Sequence[str]) -> np.ndarray:
     """Motion embeddings (N, E) float32; what goes beyond the evaluator's longest clip is not looked at.
 
-    Raises VadisError naming clips that are shorter than it can read.
+    Raises VadisError naming clips that are shorter than it can read, or whose embedding is not finite.
     """
     out = []
     for a in range(0, len(clips), CHUNK):
@@ -173,4 +173,9 @@ def embed(evaluator: Any, clips: Sequence[Tensor], names: Sequence[str]) -> np.n
                 f"({', '.join(short[:8])}): leave them out, or take a protocol whose length is that of the reference."
             )
         out.append(evaluator.embed_motion(part).numpy())
-    return np.concatenate(out)
+    array = np.concatenate(out)
+    if bad := [names[i] for i in np.flatnonzero(~np.isfinite(array).all(1))]:
+        raise VadisError(
+            f"the evaluator gives NaN or infinite embeddings for {', '.join(bad[:8])}: look at those clips."
+        )
+    return array

@@ -47,7 +47,7 @@ class Run:
         self.draws[seed] = draws
         with self.clock("predictions"):
             raw = self.work.predictions(self.source, draws, seed, self.batch, self.progress)
-        if self.plan.length == "reference":
+        if self.plan.length == "reference" and not self.source.own_length:
             raw = Predictions(
                 lambda i, raw=raw: fit_length(raw[i], draws[i].frames, self.plan.representation), len(draws)
             )

@@ -23,12 +23,13 @@ class Source(ABC):
     """Something that gives a motion for every draw.
 
     `random`: every seed gives other motions. `paired`: what it gives corresponds to the recording frame by frame.
-    `stored`: it reads files, so that nothing needs to be kept a second time.
+    `stored`: it reads files, so that nothing needs to be kept a second time. `own_length`: never cut or held.
     """
 
     random: bool = False
     paired: bool = False
     stored: bool = False
+    own_length: bool = False
     name: str
     identity: str
     seeds: int | None = None
