@@ -37,7 +37,7 @@ def clips() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def tok(clips: list[np.ndarray]) -> DSFTTokenizer:
-    return DSFTTokenizer.fit(clips, "ms272", vocab=(1024, 1024))
+    return DSFTTokenizer.fit(clips, "ms272", vocab=(2048, 2048))
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,16 @@ def test_decoding_is_truncation_up_to_rounding(clips: list[np.ndarray]) -> None:
     assert (np.abs(fine.decode(fine.encode(x)).numpy() - expected) <= bound).all()
 
 
+def test_the_root_is_coded_in_finer_steps(clips: list[np.ndarray]) -> None:
+    drift = []
+    for precision in (1, 3):
+        tok = DSFTTokenizer.fit(clips, "ms272", K=(5, 64), scale=(1, 1), root_precision=precision)
+        made = [tok.decode(encoded).numpy() for encoded in tok.encode_batch(clips)]
+        gaps = [np.abs((x - y)[:, :8].sum(axis=0)).mean() for x, y in zip(clips, made, strict=True)]
+        drift.append(np.mean(gaps))
+    assert drift[1] < 0.6 * drift[0]
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3, 10, 300])
 def test_any_length_is_coded(tok: DSFTTokenizer, frames: int) -> None:
     with warnings.catch_warnings():
@@ -188,7 +198,7 @@ def test_single_stream_and_windows(clips: list[np.ndarray]) -> None:
 
 
 def test_report_of_rate_and_error(clips: list[np.ndarray]) -> None:
-    rough = DSFTTokenizer.fit(clips, "ms272", vocab=(1024, 1024)).report(clips)
+    rough = DSFTTokenizer.fit(clips, "ms272", vocab=(2048, 2048)).report(clips)
     fine = DSFTTokenizer.fit(clips, "ms272", K=(30, 30), scale=(40, 40), vocab=(4096, 4096)).report(clips)
     assert fine["local_mm"] < rough["local_mm"] and fine["rrmse_base"] < rough["rrmse_base"]
     assert fine["bits_per_second"] > rough["bits_per_second"]
@@ -307,6 +317,42 @@ def test_byte_level_tokenizers_are_saved_in_both_layouts(clips: list[np.ndarray]
     assert torch.equal(theirs.encode(x).base_ids, tok.encode(x).base_ids)
     with pytest.raises(ModelError, match="don't fit"):
         vadis.import_checkpoint("dsft", tmp_path / "tok", representation="hml263")
+
+
+def test_the_commands_fit_and_analyze(
+    clips: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("matplotlib")
+    from vadis.cli import main
+    from vadis.data.corpus import CorpusWriter
+
+    with CorpusWriter(tmp_path / "corpus") as writer:
+        for i, x in enumerate(clips):
+            split = "val" if i % 4 == 0 else "train"
+            writer.add(f"clip{i}", x, split=split, group=f"clip{i}", source="made up", licence="none")
+    words = [
+        "fit",
+        "dsft",
+        str(tmp_path / "corpus"),
+        "-o",
+        str(tmp_path / "tok"),
+        "--k",
+        "4",
+        "12",
+        "--window",
+        "1",
+        "--json",
+    ]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    tok = vadis.load(tmp_path / "tok")
+    assert tok.config.K == (4, 12) and tok.config.window == 30 and found["clips"] == 3 and found["local_mm"] > 0
+    assert main(["analyze", "frequency", str(tmp_path / "corpus"), "-o", str(tmp_path / "out"), "--k-total", "30"]) == 0
+    assert "joint_velocities" in capsys.readouterr().out
+    for name in ("frequency.png", "reconstruction.png", "channels.csv", "groups.csv", "clips.csv", "report.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 100
+    assert main(["analyze", "frequency", str(tmp_path / "nothing.npy"), "-o", str(tmp_path / "out")]) == 2
 
 
 def test_damaged_folders_are_refused(tok: DSFTTokenizer, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ class FitDSFT:
     """integer is exact; bytelevel makes the original's tokens."""
     normalize: Literal["zscore", "none"] | None = None
     """By default zscore for integer, none for bytelevel."""
+    root_precision: float | None = None
+    """Steps of the root's rates are this much finer; by default 3 for integer, 1 for bytelevel."""
     row_bounded: bool = False
     """No token crosses from one frequency to the next."""
     split: str | None = None
@@ -55,7 +57,8 @@ class FitDSFT:
         say(f"fitting on {len(clips)} clips, {sum(map(len, clips))} frames")
         tokenizer = DSFTTokenizer.fit(
             clips, corpus.representation, self.k, self.scale, self.vocab, self.codec, self.normalize,
-            split=self.split, fps=corpus.fps, row_bounded=self.row_bounded, window=frames,
+            split=self.split, fps=corpus.fps, root_precision=self.root_precision, row_bounded=self.row_bounded,
+            window=frames,
         )  # fmt: skip
         tokenizer.save_pretrained(self.out)
         say(f"{' + '.join(map(str, tokenizer.vocab_sizes))} ids → {self.out}")

@@ -71,9 +71,9 @@ class IntegerBPE:
         if len(set(parts)) != len(parts):
             raise ModelError("the merges are damaged: two ids stand for the same integers.")
         self._names = [_text(np.array(p) + FIRST_CHARACTER) for p in parts]
-        self.lengths = np.array([len(p) for p in parts])
+        self.lengths = np.array([len(p) for p in parts], dtype=np.int32)
         """Symbols of each id, (V,)."""
-        self._starts = np.cumsum(self.lengths) - self.lengths
+        self._starts = (np.cumsum(self.lengths) - self.lengths).astype(np.int32)
         self._symbols = np.concatenate([np.array(p) for p in parts]) + self.low
 
     @property
@@ -150,10 +150,14 @@ class IntegerBPE:
         ids, clipped = self.encode_batch([symbols])
         return ids[0], clipped[0]
 
-    def encode_batch(self, clips: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-        """Ids of many integer strings, and the numbers of clipped values."""
-        inside = [np.clip(c, self.low, self.high) for c in clips]
-        clipped = [int((a != b).sum()) for a, b in zip(clips, inside, strict=True)]
+    def encode_batch(self, clips: Sequence[np.ndarray] | np.ndarray) -> tuple[list[np.ndarray], list[int]]:
+        """Ids of many integer strings, (N, n) or a list, and the numbers of clipped values."""
+        if isinstance(clips, np.ndarray):
+            outside = ((clips < self.low) | (clips > self.high)).sum(axis=1)
+            clipped, inside = outside.tolist(), np.clip(clips, self.low, self.high)
+        else:
+            inside = [np.clip(c, self.low, self.high) for c in clips]
+            clipped = [int((a != b).sum()) for a, b in zip(clips, inside, strict=True)]
         shift = FIRST_CHARACTER - self.low
         if not self.row_width:
             made = self._coder.encode_batch_fast([_text(c + shift) for c in inside])
@@ -172,9 +176,9 @@ class IntegerBPE:
             bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise VadisError(f"token {bad} is outside 0 … {self.vocab_size - 1}.")
         lengths = self.lengths[ids]
-        ends = np.cumsum(lengths)
+        ends = np.cumsum(lengths, dtype=np.int32)
         total = int(ends[-1]) if len(ends) else 0
-        return self._symbols[np.arange(total) + np.repeat(self._starts[ids] - ends + lengths, lengths)]
+        return self._symbols[np.arange(total, dtype=np.int32) + np.repeat(self._starts[ids] - ends + lengths, lengths)]
 
     def known(self, ids: np.ndarray) -> np.ndarray:
         """Which ids exist, (n,) bool."""
@@ -262,8 +266,8 @@ class ByteLevelBPE:
         """Ids (int64) of an integer string; the second value is always 0. Raises VadisError for values that can't be coded."""
         return np.array(self.coder.encode(self._characters(symbols)).ids, dtype=np.int64), 0
 
-    def encode_batch(self, clips: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-        """Ids of many integer strings."""
+    def encode_batch(self, clips: Sequence[np.ndarray] | np.ndarray) -> tuple[list[np.ndarray], list[int]]:
+        """Ids of many integer strings, (N, n) or a list."""
         made = self.coder.encode_batch_fast([self._characters(c) for c in clips])
         return [np.array(e.ids, dtype=np.int64) for e in made], [0] * len(clips)
 

@@ -57,6 +57,11 @@ class SplitSpec:
         return _columns(self.phys_slices)
 
     @property
+    def slices(self) -> tuple[Slices, Slices]:
+        """Slices of Base and of Phys."""
+        return self.base_slices, self.phys_slices
+
+    @property
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
         """Columns of Base and of Phys."""
         return self.base, self.phys

@@ -24,6 +24,8 @@ CLAMP = 10.0
 """Decoded values stay within this many standard deviations of the mean, or the range that the fitted clips have."""
 RANGE_MARGIN = 1.25
 """By how much a decoded value may pass the largest distance from the mean that the fitted clips have."""
+INTEGRATED = {"root_velocity", "heading_velocity", "root_yaw_velocity", "root_linear_velocity"}
+"""Slices whose values are summed up along a clip when it is decoded."""
 MAX_FRAMES = 1_000_000
 
 
@@ -42,14 +44,20 @@ class DSFTConfig:
     """Integers per unit of a coefficient."""
     codec: Literal["integer", "bytelevel"] = "integer"
     normalize: Literal["zscore", "none"] = "zscore"
+    root_precision: float = 1.0
+    """How much finer the steps of the root's rates are, which add up along a clip to where the body is."""
     row_bounded: bool = False
     """No token crosses from one frequency to the next: easier to interpret, a few percent longer."""
     window: int | None = None
     """Frames of a piece in which longer clips are coded by `reconstruct` and `bits`; None: clips are coded whole."""
 
     def __post_init__(self) -> None:
-        if min(self.K) < 1 or not all(math.isfinite(s) and s > 0 for s in self.scale) or not self.fps > 0:
-            raise ValueError("K must be at least 1, scale and fps must be positive")
+        if (
+            min(self.K) < 1
+            or not all(math.isfinite(s) and s > 0 for s in self.scale)
+            or not min(self.fps, self.root_precision) > 0
+        ):
+            raise ValueError("K must be at least 1; scale, fps and root_precision must be positive")
         if self.window is not None and self.window < 2:
             raise ValueError("window must be at least 2 frames")
 
@@ -124,7 +132,12 @@ class DSFTTransform:
         zscore = c.normalize == "zscore"
         self._offset = self.mean.numpy() if zscore else np.zeros(c.feature_dim, dtype=np.float32)
         spread = self.std.numpy() if zscore else np.ones(c.feature_dim, dtype=np.float32)
-        self._gains = [np.float32(s) / spread[columns] for s, columns in zip(c.scale, self._columns, strict=True)]
+        finer = np.ones(c.feature_dim, dtype=np.float32)
+        if c.representation in names() and c.root_precision != 1:
+            slices = representation(c.representation).slices
+            for name in INTEGRATED & set(slices):
+                finer[slices[name]] = c.root_precision
+        self._gains = [np.float32(s) * (finer / spread)[i] for s, i in zip(c.scale, self._columns, strict=True)]
 
     @property
     def _columns(self) -> tuple[np.ndarray, np.ndarray]:
@@ -154,24 +167,35 @@ class DSFTTransform:
         coefficients = cosine_basis(T, max(k for k, _ in sizes)) @ x
         coefficients[:, 0] -= np.float32(math.sqrt(T)) * self._offset
         base, phys = (
-            np.rint(coefficients[:, :k, columns] * gain).astype(np.int64)
-            for (k, _), columns, gain in zip(sizes, self._columns, self._gains, strict=True)
+            np.rint(np.concatenate([coefficients[:, :k, a:b] for a, b in slices or ((0, 0),)], axis=2) * gain)
+            for (k, _), slices, gain in zip(sizes, self.config.split.slices, self._gains, strict=True)
         )
-        return base, phys
+        return base.astype(np.int64), phys.astype(np.int64)
 
     def _features(self, integers: Sequence[np.ndarray], T: int) -> np.ndarray:
         """Clips `(B, T, D)` float32 of integers `(B, K, d)` of both streams."""
         sizes = self.integer_shapes(T)
         rows = max(k for k, _ in sizes)
         coefficients = np.zeros((len(integers[0]), rows, self.config.feature_dim), dtype=np.float32)
-        for values, (k, _), columns, gain in zip(integers, sizes, self._columns, self._gains, strict=True):
-            coefficients[:, :k, columns] = values / gain
+        for values, (k, _), slices, gain in zip(integers, sizes, self.config.split.slices, self._gains, strict=True):
+            scaled, start = values.astype(np.float32) * (1 / gain), 0
+            for a, b in slices:
+                coefficients[:, :k, a:b] = scaled[:, :, start : start + b - a]
+                start += b - a
+        clamp = self.has_statistics and self.config.codec == "integer"
+        wild = self._may_leave(coefficients, T) if clamp else []
         coefficients[:, 0] += np.float32(math.sqrt(T)) * self._offset
         x = cosine_basis(T, rows).T @ coefficients
-        if self.has_statistics and self.config.codec == "integer":
-            mean, reach = self.mean.numpy(), self.reach.numpy()
-            np.clip(x, mean - reach, mean + reach, out=x)
+        if len(wild):
+            mean, reach = self.mean.numpy()[wild], self.reach.numpy()[wild]
+            x[..., wild] = np.clip(x[..., wild], mean - reach, mean + reach)
         return x
+
+    def _may_leave(self, coefficients: np.ndarray, T: int) -> np.ndarray:
+        """Columns whose coefficients `(B, K, D)` are large enough for some frame to leave the range; most need no clamp."""
+        farthest = np.abs(coefficients).sum(axis=1) * np.float32(math.sqrt(2 / T))
+        room = self.reach.numpy() - np.abs(self.mean.numpy() - self._offset)
+        return np.flatnonzero((farthest > room).any(axis=0))
 
     def windows(self, clip: Tensor | np.ndarray | Motion) -> list[np.ndarray]:
         """A clip `(T, D)` in the pieces in which it is coded, float32: the whole of it without `config.window`."""
