@@ -284,6 +284,13 @@ def test_errors_say_what_to_do(model: MotionStreamer) -> None:
         streams.set_text(1, TEXT[0])
     with pytest.raises(VadisError, match=r"running are \[\]"):
         streams.step()
+    with pytest.raises(VadisError, match="room for rows 0 … 1"):
+        streams.start(2, TEXT[0])
+    streams.start(0, TEXT[0])
+    with pytest.raises(VadisError, match=r"rows \[0, 0\]: each must be named once"):
+        streams.step([0, 0])
+    with pytest.raises(VadisError, match="nothing to undo"):
+        streams.undo(0)
     with pytest.raises(ModelError, match="even multiple"):
         vadis.component.build_config(MotionStreamerConfig, {"n_embd": 18, "n_head": 4})
     with pytest.raises(VadisError, match="unknown precision 'int4'"):

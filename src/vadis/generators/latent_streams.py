@@ -95,7 +95,9 @@ class LatentStreams:
     # ---- joining, changing, leaving
 
     def start(self, row: int, text: Tensor, history: Tensor | None = None, seed: int | None = None) -> None:
-        """Begin a stream in `row` with a text vector `(text_dim,)`, after `history` (S, C) if given."""
+        """Begin a stream in `row` with a text vector `(text_dim,)`, after the last `keep` of `history` (S, C) if given."""
+        if not 0 <= row < self.rows:
+            raise VadisError(f"row {row}: there is room for rows 0 … {self.rows - 1}.")
         latents = torch.zeros(0, self.config.latent_dim) if history is None else torch.as_tensor(history)
         if latents.ndim != 2 or latents.shape[-1] != self.config.latent_dim:
             raise ShapeError(f"history must be (S, {self.config.latent_dim}); this is {tuple(latents.shape)}.")
@@ -115,7 +117,7 @@ class LatentStreams:
 
     def undo(self, row: int) -> None:
         """Forget the latent that `row` made last, as if it had not been drawn (its random numbers are used up)."""
-        if len(self.history[row]) < self._read[row]:
+        if not 0 < self._read[row] <= len(self.history[row]):
             raise VadisError(f"row {row} has made no latent since its last change: there is nothing to undo.")
         self.history[row] = self.history[row][:-1]
 
@@ -148,8 +150,8 @@ class LatentStreams:
         `keep` latents first.
         """
         rows = self.running if rows is None else rows
-        if not rows or any(self.texts[row] is None for row in rows):
-            raise VadisError(f"rows {rows}: there must be a stream in each; running are {self.running}.")
+        if not rows or not set(rows) <= set(self.running) or len(set(rows)) < len(rows):
+            raise VadisError(f"rows {rows}: each must be named once and have a stream; running are {self.running}.")
         self._catch_up(rows)
         if noise is None:
             shape = (self.draws, self.config.latent_dim)
@@ -237,7 +239,8 @@ class Generating(nn.Module):
                 are made on a sliding history.
             max_latents: at most so many (default: what fits a row); `min_latents`: no end before these.
             stop_threshold: distance to the end latent below which a row ends, without that latent (default: the config's).
-            history: earlier latents to go on from, (B, S, C) or a list of (S, C); not returned.
+            history: earlier latents to go on from, (B, S, C) or a list of (S, C), of which the last `keep` are read; not
+                returned.
             seed: one for all rows, one a row, a generator, or None. One seed gives a row the same latents in any batch.
             noise: (steps, B, 1 + S, C) recorded numbers instead.
             options: null_text, guidance_scale, sampler, steps, temperature, keep as in LatentStreams.
