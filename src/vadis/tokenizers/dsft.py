@@ -414,8 +414,8 @@ def _ids(ids: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _by_length(lengths: Sequence[int], budget: int = 2_500) -> list[tuple[int, list[int]]]:
-    """(length, rows) of equal length, at most about `budget` frames together, so that a batch stays in the cache."""
+def _by_length(lengths: Sequence[int], budget: int = 5_000) -> list[tuple[int, list[int]]]:
+    """(length, rows) of equal length, at most about `budget` frames together, so that memory stays bounded."""
     groups: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         groups.setdefault(length, []).append(row)
