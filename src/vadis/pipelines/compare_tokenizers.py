@@ -205,7 +205,7 @@ def _drift(motions: Sequence[tuple[Motion, Motion]]) -> dict[int, float]:
 def _count(tokenizer: Any, code: Any) -> int:
     """Tokens in the code of one clip; a latent counts as one."""
     if not isinstance(code, Tensor):
-        return len(code)
+        return code.num_tokens
     return len(code) if getattr(tokenizer, "continuous", False) else code.numel()
 
 
