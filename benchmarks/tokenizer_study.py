@@ -17,7 +17,7 @@ SIZES = (256, 1024, 4096, 16384)
 
 # name → (recipe, overrides)
 RUNS = {
-    "vq 512": ("vq", ()),
+    "vq 512": ("vq", ()),  # unused codes are replaced at every step, as published
     "rvq 6x512": ("rvq", ()),
     "mg_vq 32x512": ("mg_vq", ()),
     "fsq 4x625": ("fsq", ()),
@@ -32,6 +32,7 @@ RUNS = {
     ),
     "fsq 1x16384": ("fsq", ("model.levels=[8,8,8,6,5]", "model.groups=1")),
     **{f"vq {k}": ("vq", (f"model.codebook_size={k}",)) for k in SIZES},
+    **{f"vq {k}, no reset": ("vq", (f"model.codebook_size={k}", "model.update=ema")) for k in (512, *SIZES[1:])},
     **{f"rvq 6x{k}": ("rvq", (f"model.codebook_size={k}",)) for k in SIZES[:-1]},
 }  # fmt: skip
 DSFT = ((5, 25), (10, 25), (20, 40), (40, 60))

@@ -2,6 +2,7 @@
 
 from vadis.tokenizers.base import Tokenizer, TokenizerOutput
 from vadis.tokenizers.causal_tae import CausalTAE, CausalTAEConfig
+from vadis.tokenizers.dsft import DSFTTokenizer
 from vadis.tokenizers.fsq import FSQ, FSQTokenizer, FSQTokenizerConfig
 from vadis.tokenizers.lfq import LFQ, LFQTokenizer, LFQTokenizerConfig
 from vadis.tokenizers.lfq2d import LFQ2DTokenizer, LFQ2DTokenizerConfig
@@ -14,6 +15,7 @@ __all__ = [
     "LFQ",
     "CausalTAE",
     "CausalTAEConfig",
+    "DSFTTokenizer",
     "FSQTokenizer",
     "FSQTokenizerConfig",
     "LFQ2DTokenizer",
