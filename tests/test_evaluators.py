@@ -35,7 +35,14 @@ def tmr(**options) -> TMREvaluator:
 
 def small(**options) -> TMREvaluator:
     """The shape of the bundled one: MiniLM, patches, unit vectors."""
-    settings = {"text_encoder": "minilm", "decoder": False, "patch": 8, "embedding_dim": 6, "normalize": True}
+    settings = {
+        "text_encoder": "minilm",
+        "decoder": False,
+        "patch": 8,
+        "embedding_dim": 6,
+        "normalize": True,
+        "summary": True,
+    }
     return tmr(**{**settings, **options})
 
 

@@ -39,6 +39,14 @@ def inside(lengths: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
+def moments(x: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, C) over the visible steps of sequences (B, S, C)."""
+    count = visible.sum(1, keepdim=True).clamp_min(1)
+    mean = (x * visible[..., None]).sum(1) / count
+    variance = ((x - mean[:, None]).square() * visible[..., None]).sum(1) / count
+    return mean, (variance + 1e-8).sqrt()
+
+
 class DistributionEncoder(nn.Module):
     """A sequence (B, S, H) to a normal distribution: two learned vectors go in front, what becomes of them is read.
 
@@ -55,13 +63,16 @@ class DistributionEncoder(nn.Module):
         self.seqTransEncoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.out = nn.Linear(width, out) if out else nn.Identity()
 
-    def read(self, x: Tensor, visible: Tensor) -> Normal:
-        """`visible` (B, S) bool marks the steps of each sequence; the amount of padding makes no difference."""
+    def read(self, x: Tensor, visible: Tensor, shift: Tensor | float = 0.0) -> Normal:
+        """`visible` (B, S) bool marks the steps of each sequence, `shift` (B, E) is added to the mean.
+
+        The amount of padding makes no difference.
+        """
         tokens = torch.stack([self.mu_token, self.logvar_token]).expand(len(x), -1, -1)
         x = torch.cat([tokens, x], dim=1)  # (B, 2 + S, H)
         x = F.dropout(x + sinusoids(x.shape[1], self.width).to(x), self.dropout, self.training)
         y = self.seqTransEncoder(x, src_key_padding_mask=~F.pad(visible, (2, 0), value=True))
-        return Normal(self.out(y[:, 0]), torch.exp(0.5 * self.out(y[:, 1])))
+        return Normal(self.out(y[:, 0]) + shift, torch.exp(0.5 * self.out(y[:, 1])))
 
 
 class SequenceDecoder(nn.Module):

@@ -22,7 +22,7 @@ from vadis.checkpoint import load_strictly
 from vadis.component import build_config
 from vadis.errors import MissingExtra, ModelError
 from vadis.evaluators.base import Evaluator
-from vadis.evaluators.layers import DistributionEncoder, Normal, SequenceDecoder, inside, sinusoids
+from vadis.evaluators.layers import DistributionEncoder, Normal, SequenceDecoder, inside, moments, sinusoids
 
 STRICT = ConfigDict(extra="forbid")
 TOKENIZER = "distilbert/distilbert-base-uncased"
@@ -58,6 +58,8 @@ class TMRConfig:
     """Values of an embedding; null: `width` of them, without a layer in between."""
     normalize: bool = False
     """Embeddings of length 1, so that distances order pairs as the cosine does."""
+    summary: bool = False
+    """Mean and deviation of a clip's features, and the mean of a sentence's tokens, count directly as well."""
     text_encoder: Literal["distilbert", "minilm"] = "distilbert"
     """The frozen language model; MiniLM is not part of the weights."""
     text_layers: int | None = Field(default=None, ge=1)
@@ -75,6 +77,10 @@ class MotionEncoder(DistributionEncoder):
     def __init__(self, config: TMRConfig) -> None:
         c = config
         super().__init__(c.width, c.layers, c.heads, c.ff, c.dropout, c.embedding_dim)
+        self.summary = None
+        if c.summary:
+            ends = nn.Linear(2 * c.feature_dim, c.width), nn.Linear(c.width, c.embedding_dim or c.width)
+            self.summary = nn.Sequential(nn.Dropout(c.dropout), ends[0], nn.GELU(), nn.Dropout(c.dropout), ends[1])
         self.patch = c.patch
         self.skel_embedding = nn.Linear(c.patch * c.feature_dim, c.width)
 
@@ -82,7 +88,10 @@ class MotionEncoder(DistributionEncoder):
         """Features (B, T, D), lengths (B,) in frames."""
         steps = features.shape[1] // self.patch
         x = features[:, : steps * self.patch].reshape(len(features), steps, -1)
-        return self.read(self.skel_embedding(x), inside(lengths // self.patch, steps))
+        shift: Tensor | float = 0.0
+        if self.summary is not None:
+            shift = self.summary(torch.cat(moments(features, inside(lengths, features.shape[1])), dim=-1))
+        return self.read(self.skel_embedding(x), inside(lengths // self.patch, steps), shift)
 
 
 class TextEncoder(DistributionEncoder):
@@ -90,14 +99,19 @@ class TextEncoder(DistributionEncoder):
 
     def __init__(self, config: TMRConfig) -> None:
         c = config
+        tokens = c.distilbert.width if c.text_encoder == "distilbert" else 384
         super().__init__(c.width, c.text_layers or c.layers, c.heads, c.ff, c.dropout, c.embedding_dim)
+        self.summary = nn.Linear(tokens, c.embedding_dim or c.width) if c.summary else None
         self.text_model = _distilbert(c.distilbert) if c.text_encoder == "distilbert" else None
-        tokens = c.distilbert.width if self.text_model is not None else 384
         self.projection = nn.Sequential(nn.ReLU(), nn.Linear(tokens, c.width))
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Normal:
         """Token features (B, L, C) and which of them belong to each sentence (B, L) bool."""
-        return self.read(self.projection(tokens), visible)
+        shift: Tensor | float = 0.0
+        if self.summary is not None:
+            mean, _ = moments(tokens, visible)
+            shift = self.summary(F.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5)  # values of about unit size
+        return self.read(self.projection(tokens), visible, shift)
 
     def train(self, mode: bool = True) -> "TextEncoder":
         """The language model stays frozen and in evaluation mode."""
