@@ -1,6 +1,6 @@
 """From predictions, recordings and embeddings to figures: the metrics of `vadis.metrics`, under the keys of a report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 from vadis.errors import VadisError
 from vadis.evaluation.protocol import Protocol
 from vadis.evaluation.reference import Draw
-from vadis.metrics.distribution import fid
+from vadis.metrics.distribution import diversity, fid
 from vadis.metrics.mbench import mbench_metrics
 from vadis.metrics.physical import ground_quality, physical_metrics
 from vadis.metrics.reconstruction import acceleration_error, joint_errors
@@ -19,6 +19,7 @@ from vadis.representations import representation
 
 PerClip = dict[str, np.ndarray]
 """Metric key → one value an item."""
+PAIRS = 100  # random pairs of Diversity with up to 300 items
 CHUNK = 256  # clips whose joints are in memory at once
 
 
@@ -99,25 +100,30 @@ class SetMetrics:
 
     def add(self, arrays: dict[str, np.ndarray], seed: int) -> None:
         """Measure the embeddings of a seed: "made", and "real" and "text" where there are any."""
-        groups = self.protocol.metrics
+        groups, n = self.protocol.metrics, len(arrays["made"])
         real, made, text = arrays.get("real"), arrays["made"], arrays.get("text")
         if "fid" in groups and real is not None:
-            self._try("fid", lambda: self._fid(real, made, seed))
+            if n > made.shape[1]:
+                self._fid(real, made, seed)
+            else:
+                self.unavailable["fid"] = (
+                    f"{n} items are too few for a Fréchet distance of {made.shape[1]} dimensions: the covariance is "
+                    f"singular. Evaluate more than {made.shape[1]} items (better 2,000)."
+                )
         if "retrieval" in groups:
             if text is None:
                 self.unavailable["r1"] = "the items have no captions."
+            elif n < self.protocol.pool:
+                self.unavailable["r1"] = (
+                    f"{n} pairs don't fill one pool of {self.protocol.pool}: evaluate at least as many items."
+                )
             else:
-                self._try("r1", lambda: self._retrieval(text, real, made, seed))
+                self._retrieval(text, real, made, seed)
         if "diversity" in groups:
-            self._try("diversity", lambda: self._diversity(real, made, seed))
-
-    def _try(self, key: str, measure: Callable[[], None]) -> None:
-        if key in self.unavailable:
-            return
-        try:
-            measure()
-        except VadisError as error:
-            self.unavailable[key] = str(error)
+            if n >= PAIRS:
+                self._diversity(real, made, seed)
+            else:
+                self.unavailable["diversity"] = f"{n} items are too few for {PAIRS} pairs drawn without replacement."
 
     def _put(self, row: dict[str, list[float]], **values: float) -> None:
         for key, value in values.items():
@@ -137,8 +143,6 @@ class SetMetrics:
                 self._put(row, r1=r.top[0], r2=r.top[1], r3=r.top[2], matching=r.matching_distance)
 
     def _diversity(self, real: np.ndarray | None, made: np.ndarray, seed: int) -> None:
-        from vadis.metrics.distribution import diversity
-
         for row, motion in ((self.result, made), (self.real, real)):
             if motion is not None:
                 self._put(row, diversity=diversity(motion, seed=seed))
