@@ -178,7 +178,7 @@ def embed(evaluator: Any, clips: Sequence[Tensor], names: Sequence[str]) -> np.n
             )
         out.append(evaluator.embed_motion(part).numpy())
     array = np.concatenate(out)
-    if bad := [names[i] for i in np.flatnonzero(~np.isfinite(array).all(1))]:
+    if bad := [names[i] for i in np.flatnonzero(~np.isfinite(array).all(1)).tolist()]:
         raise VadisError(
             f"the evaluator gives NaN or infinite embeddings for {', '.join(bad[:8])}: look at those clips."
         )
