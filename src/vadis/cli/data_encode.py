@@ -27,7 +27,7 @@ class Encode:
     tokenizer: str
     """The trained tokenizer: a folder, a bundled model's or a Hub id."""
     text_encoder: str = "minilm"
-    """minilm, or flan-t5-xl."""
+    """minilm, flan-t5-xl, sentence-t5-xxl or clip-vit-b32."""
     text_encoder_source: str | None = None
     """A folder or Hub id of the text encoder's weights, instead of the usual one."""
     plan: bool = True

