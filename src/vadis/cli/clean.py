@@ -25,7 +25,7 @@ class Clean:
     method: Literal["native", "compat"] = "native"
     """compat is MotionMillion's published algorithm, whose result has twice the frame rate."""
     smooth: float | None = None
-    """Hertz above which motion counts as noise, 0 for none; by default 4 (native only)."""
+    """Hertz above which motion counts as noise, 0 for none; by default as much as the clip needs (native only)."""
     floor: float | None = None
     """Height of the floor in metres; by default taken from the feet (native only)."""
     window: int | None = None

@@ -2,6 +2,6 @@
 
 from vadis.motion_editing.feet import FootContact, Stiffness, clean_feet
 from vadis.motion_editing.remove_sliding import remove_sliding
-from vadis.motion_editing.smoothing import smooth_motion
+from vadis.motion_editing.smoothing import calm_motion, smooth_motion
 
-__all__ = ["FootContact", "Stiffness", "clean_feet", "remove_sliding", "smooth_motion"]
+__all__ = ["FootContact", "Stiffness", "calm_motion", "clean_feet", "remove_sliding", "smooth_motion"]

@@ -1,6 +1,6 @@
 """Feet that stand still while they carry the body: foot-slide clean-up in physical units.
 
-1. Smoothing takes off what is faster than people move.
+1. Smoothing takes off jitter.
 2. Contacts: how surely each ankle and toe rests, from its speed in m/s and its height above the floor of the clip.
 3. One least-squares problem finds corrections of the root's path, ankles and toes over the whole clip: resting joints stop,
    swinging ones clear the floor, nothing is below it; corrections are small and smooth in time, a foot stays rigid. What
@@ -20,7 +20,7 @@ from torch import Tensor
 from vadis.errors import VadisError
 from vadis.motion import Motion
 from vadis.motion_editing.legs import Legs, find_legs, leg_lengths, place_feet
-from vadis.motion_editing.smoothing import smooth_motion
+from vadis.motion_editing.smoothing import calm_motion, smooth_motion
 
 Method = Literal["native", "compat"]
 
@@ -64,7 +64,7 @@ def clean_feet(
     method: Method = "native",
     *,
     floor: float | None = None,
-    smooth: float | None = 4.0,
+    smooth: float | Literal["auto"] | None = "auto",
     contact: FootContact | None = None,
     stiffness: Stiffness | None = None,
     window: int = 5,
@@ -75,7 +75,8 @@ def clean_feet(
         motion: metres, Y up, any human skeleton whose names are recognised.
         method: "native", or "compat" for the published algorithm, whose result has twice the frame rate.
         floor: height of the floor; by default taken from the clip's feet.
-        smooth: hertz above which motion counts as noise; None leaves it as it is (native only).
+        smooth: hertz above which motion counts as noise, or None to leave it as it is; "auto" takes off as much as
+            `calm_motion` says (native only).
         contact, stiffness: see the classes (native only).
         window: frames of the smoothing filter (compat only).
 
@@ -93,7 +94,7 @@ def clean_feet(
         return remove_sliding(motion, (left, left_toe, right, right_toe), window)
     contact, stiffness = contact or FootContact(), stiffness or Stiffness()
     if smooth is not None:
-        motion = smooth_motion(motion, smooth)
+        motion = calm_motion(motion) if smooth == "auto" else smooth_motion(motion, smooth)
     joints = motion.positions.double()
     feet = torch.stack([joints[:, list(legs.ankle)], joints[:, list(legs.toe)]], dim=2)  # (T, F, 2, 3) ankle, toe
     rest = resting_heights(motion, legs)
