@@ -405,6 +405,57 @@ def test_a_real_pipeline_and_a_stream(tmp_path, walks):
     assert stream.items == 3 and stream.result["peak_jerk"].mean > 0 and stream.real["peak_jerk"].mean > 0
 
 
+class Wanderer(Copycat):
+    """Gives any walk, whatever the prompt says."""
+
+    def forward(self, texts, seconds, seed, **_):
+        rows = [
+            int(torch.randint(COUNT, (1,), generator=torch.Generator().manual_seed(seed + i)))
+            for i in range(len(texts))
+        ]
+        return SimpleNamespace(features=[self.walks[r][: round(s * 30)] for r, s in zip(rows, seconds, strict=True)])
+
+
+def test_multimodality_is_measured_when_asked_for(corpus, judge, walks):
+    plan = load_protocol("ms272", metrics=("retrieval", "multimodality"), multimodal_prompts=3, multimodal_motions=12)
+    without = run(Wanderer(walks), corpus, judge, plan)
+    assert "pass multimodality" in without.unavailable["multimodality"]
+    many = run(Wanderer(walks), corpus, judge, plan, multimodality=True).result["multimodality"].mean
+    one = run(Copycat(walks), corpus, judge, plan, multimodality=True).result["multimodality"].mean
+    assert one == pytest.approx(0, abs=1e-6) and 0.3 < many < 1.5
+
+
+class TokenEvaluator(TurnEvaluator):
+    """On 263 features; remembers what it was given to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config.representation, self.read = "hml263", []
+
+    def encode_motion(self, features, lengths):
+        return features[:, 1:3, 0]  # the turning rate of two frames
+
+    def encode_text(self, texts):
+        self.read += texts
+        return torch.zeros(len(texts), 2)
+
+
+def test_hml263_reads_tokens_and_makes_native_metrics(tmp_path):
+    rep = representation("hml263")
+    (tmp_path / "texts").mkdir()
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", rep.encode(procedural_walk(90, turn=turn(5 * i)).resample(20)).numpy())
+        (tmp_path / "texts" / f"{i}.txt").write_text("a man walks.#a/DET man/NOUN walk/VERB#0.0#0.0\n")
+    evaluator = TokenEvaluator().eval()
+    evaluator.mean, evaluator.std = torch.zeros(263), torch.ones(263)
+    plan = load_protocol("hml263", pool=4, repeats=1)
+    report = vadis.evaluate("baseline:real", plan, tmp_path, evaluator=evaluator)
+    assert set(evaluator.read) == {"a/DET man/NOUN walk/VERB"} and report.result["r1"].mean == pytest.approx(0.25)
+    assert report.result["jitter_si"].mean > 0 and "jitter" not in report.result
+    with pytest.raises(VadisError, match="damaged motions are made of ms272"):
+        vadis.evaluate("baseline:noise", plan, tmp_path, evaluator=evaluator)
+
+
 # ---- reports and leaderboards
 
 
