@@ -47,7 +47,7 @@ def rate_distortion_plot(reports: Sequence[TokenizerReport], path: str | Path) -
         for i, family in enumerate(families):
             points = sorted((r.bits_per_second, getattr(r, key), r.name) for r in reports if r.family == family)
             x, y, names = zip(*points, strict=True)
-            axis.plot(x, y, "o" if len(x) == 1 else "o-", color=f"C{i % 10}", label=family, linewidth=1, markersize=6)
+            axis.plot(x, y, "o", color=f"C{i % 10}", label=family, markersize=6)
             for place, name in zip(zip(x, y, strict=True), names, strict=True):
                 axis.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=6.5)
         axis.set(xscale="log", yscale="log", xlabel="bits per second", ylabel=label)
