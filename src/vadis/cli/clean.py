@@ -1,7 +1,7 @@
 """`vadis clean in.bvh out.bvh`."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -47,7 +47,7 @@ class Clean:
         motion = read_motion(self.source, fps=self.fps)
         from vadis.motion_editing import clean_feet
 
-        options = {"floor": self.floor} if self.floor is not None else {}
+        options: dict[str, Any] = {"floor": self.floor} if self.floor is not None else {}
         if self.smooth is not None:
             options["smooth"] = self.smooth or None
         if self.window is not None:

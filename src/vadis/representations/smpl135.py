@@ -38,7 +38,8 @@ class SMPL135(Representation):
     groups = tuple(SLICES.values())
 
     def __init__(self, name: str = "smpl135") -> None:
-        self.name, self.layout = name, _LAYOUTS[name]
+        self.name = name
+        self.layout: rotation.SixD = _LAYOUTS[name]
         mirror = smpl22().mirror_indices
         turns = 3 + (mirror[:, None] * 6 + torch.arange(6)).flatten()
         self._mirror_columns = torch.cat([torch.arange(3), turns])
