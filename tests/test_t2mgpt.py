@@ -9,9 +9,9 @@ from conftest import procedural_walk
 from torch import Tensor
 
 import vadis
+from vadis.component import build_config
 from vadis.data.corpus import Caption, CorpusWriter
 from vadis.data.tokenize import encode_corpus
-from vadis.component import build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators import T2MGPT, T2MGPTConfig
 from vadis.generators.t2mgpt import position_table

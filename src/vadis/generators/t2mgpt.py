@@ -231,7 +231,7 @@ class T2MGPT(Decoding, Component):
         if self._int8:
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")  # announces that this is to move to another package
             recipe = torch.ao.quantization.per_channel_dynamic_qconfig
             for i, block in enumerate(self.blocks):  # one at a time: both copies of all blocks never exist together
                 self.blocks[i] = torch.ao.quantization.quantize_dynamic(block, {nn.Linear: recipe}, inplace=True)
