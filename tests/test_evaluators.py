@@ -422,3 +422,25 @@ def _corpus_std(folder: Path) -> torch.Tensor:
     from vadis.data.corpus import Corpus
 
     return Corpus.open(folder / "corpus").std
+
+
+# ---- the bundled one
+
+
+def test_the_bundled_evaluator_knows_a_walk_and_alike_sentences():
+    evaluator = vadis.load("vadis-mini-evaluator")
+    sentences = [
+        "a person walks forward",
+        "someone walks ahead",
+        "a person does a cartwheel",
+        "a man lies on the floor",
+    ]
+    text = evaluator.embed_text(sentences)
+    assert text[0] @ text[1] > 0.7 > text[0] @ text[2]
+    (clip,) = clips(evaluator, 90)
+    motion = evaluator.embed_motion([clip])[0]
+    near = text @ motion
+    assert near[0] > near[2] and near[0] > near[3]
+    noise = evaluator.std * torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
+    moved = [(evaluator.embed_motion([clip + scale * noise])[0] - motion).norm() for scale in (0.1, 0.5, 2.0)]
+    assert moved[0] < moved[1] < moved[2]
