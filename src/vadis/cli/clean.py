@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_number, check_output, say
-from vadis.cli.reading import read_motion
+from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import SUFFIXES, write
 from vadis.errors import VadisError
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Stop feet from sliding while they stand, and take out jitter; joints keep their skeleton.
+    """Stop feet from sliding while they stand, and take out jitter; a .bvh keeps its skeleton.
 
     vadis clean generated.bvh clean.bvh
     """
@@ -45,6 +45,8 @@ class Clean:
         if self.floor is not None:
             check_number("--floor", self.floor, -1000, 1000, "m")
         motion = read_motion(self.source, fps=self.fps)
+        if path.suffix.lower() not in (".bvh", ".npy"):  # the others hold the 22 joints only
+            motion = on_model_skeleton(motion)
         from vadis.motion_editing import clean_feet
 
         options: dict[str, Any] = {"floor": self.floor} if self.floor is not None else {}
