@@ -1,7 +1,8 @@
 """Do the metrics move the way they should? Real clips, damaged on purpose, under an evaluator and the physical metrics.
 
     python benchmarks/metric_sanity.py --corpus corpora/mini -o sanity.md
-    python benchmarks/metric_sanity.py --corpus corpora/mini --predictions results/mini/work/predictions -o sanity.md
+    python benchmarks/metric_sanity.py --corpus corpora/mini --predictions results/mini/work/predictions/seed-000 \
+        --sets all --limit 96 -o sanity.md
 
 The items are measured twice: those that the bundled evaluator never saw (its own split), and all of them. A metric of
 single clips sees a damage when the mean difference between damaged and real clip is more than three standard errors from
@@ -12,6 +13,7 @@ deviations of a share. `docs/metric_trust.md` explains the result.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -47,21 +49,22 @@ SHOULD = {
 """What a metric that measures what its name says must see; anything else may move or not."""
 
 
+SIDES = re.compile(r"\b(left|right|(counter|anti)?-?clockwise)\b", re.IGNORECASE)
+
+
 def measure(
-    corpus: Corpus, split: str, evaluator: str, predictions: Path | None, out: Path | None
+    corpus: Corpus, split: str, evaluator: str, predictions: Path | None, out: Path | None, limit: int | None
 ) -> dict[str, Report]:
     """A report for each row of the table."""
     found: dict[str, Report] = {}
+    options = SETTINGS | {"evaluator": evaluator, "split": split, "limit": limit}
     for name in ("real", *DAMAGES, "nearest"):
         clock = time.perf_counter()
-        where = None if out is None else out / split / name
-        found[name] = evaluate(
-            f"baseline:{name}", "ms272", corpus, evaluator=evaluator, split=split, out=where, **SETTINGS
-        )
+        where = None if out is None else out / (split if limit is None else f"{split}-{limit}") / name
+        found[name] = evaluate(f"baseline:{name}", "ms272", corpus, out=where, **options)
         print(f"{split} {name}: {time.perf_counter() - clock:.0f} s {found[name].timing}", file=sys.stderr, flush=True)
     if predictions is not None:
-        model = evaluate(predictions, "ms272", corpus, evaluator=evaluator, split=split, partial=True, **SETTINGS)
-        found["predictions"] = model
+        found["model"] = evaluate(predictions, "ms272", corpus, partial=True, **options)
     return found
 
 
@@ -129,6 +132,14 @@ def verdicts(reports: dict[str, Report]) -> list[str]:
     return lines
 
 
+def sides(reports: dict[str, Report]) -> str:
+    """How often a caption that names a side is nearer to its recording than to the mirrored one."""
+    a, b = reports["real"].clips, reports["mirrored"].clips
+    rows = [k for k, text in enumerate(a["text"]) if SIDES.search(text)]
+    nearer = sum(a["distance"][k] < b["distance"][k] for k in rows)
+    return f"Of {len(rows)} captions that name a side, {nearer} ({100 * nearer / max(1, len(rows)):.0f} %) are nearer to their recording than to its mirror image."  # fmt: skip
+
+
 def resolution(reports: dict[str, Report]) -> list[str]:
     """The smallest difference between two models that counts, when each is measured on this many other clips."""
     report = reports["real"]
@@ -160,6 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--sets", nargs="+", default=["val", "all"], choices=["val", "all"], help="held-out items, all items"
     )
+    parser.add_argument("--limit", type=int, help="only about this many items of each set, evenly picked")
     parser.add_argument("--work", type=Path, help="folder to keep the reports in; a second run goes on there")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
@@ -168,9 +180,9 @@ def main() -> None:
     lines: list[str] = []
     titles = {"val": "Clips that the evaluator never saw", "all": "All clips"}
     for split in args.sets:
-        reports = measure(corpus, split, args.evaluator, args.predictions, args.work)
+        reports = measure(corpus, split, args.evaluator, args.predictions, args.work, args.limit)
         lines += [f"## {titles[split]}: {reports['real'].items} items\n", *table(reports), ""]
-        lines += ["### What each metric sees\n", *verdicts(reports), ""]
+        lines += ["### What each metric sees\n", *verdicts(reports), "", sides(reports), ""]
         lines += ["### What can be told apart\n", *resolution(reports), ""]
     lines += ["Rows: " + "; ".join(f"*{k}* {v}" for k, v in WHAT.items()) + "."]
     text = "\n".join(lines) + "\n"
