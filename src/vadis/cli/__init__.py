@@ -25,6 +25,7 @@ VERBS = {
     "reconstruct": ("vadis.cli.tokenize:Reconstruct", "through a tokenizer and back, and what that lost"),
     "info": ("vadis.cli.info:Info", "say what a file or model is and what to do with it"),
     "view": ("vadis.cli.view:View", "watch motions in the browser, or write a page that plays them"),
+    "serve": ("vadis.cli.serve:Serve", "models over HTTP and WebSocket"),
     "fit dsft": ("vadis.cli.fit:FitDSFT", "a frequency tokenizer of a corpus, in seconds"),
     "train": ("vadis.cli.train:Train", "train a tokenizer or generator from a recipe"),
     "evaluate": ("vadis.cli.evaluate:Evaluate", "metrics of a model or of predictions, beside real motion"),

@@ -1,0 +1,207 @@
+"""What a client may ask for: limits, the token, who may connect, and the size of requests."""
+
+import asyncio
+import hmac
+import json
+import time
+from collections import Counter
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from vadis.server.metrics import Metrics
+from vadis.server.protocol import MAX_MESSAGE_BYTES
+
+OPEN_PATHS = ("/health", "/docs", "/openapi.json")
+"""Need no token: they say nothing about anyone's motion."""
+PATHS = (*OPEN_PATHS, "/generate", "/models", "/metrics", "/stream")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+DRAINED_BYTES = 8_000_000
+"""Of a body that is too large, read and thrown away so that the client sees the answer."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ServerSettings:
+    """Limits of a server; the defaults suit one machine and a few people."""
+
+    token: str | None = None
+    """Asked for as `Authorization: Bearer TOKEN`, or `?token=` on the WebSocket."""
+    local_only: bool = True
+    """Answer only requests addressed to this machine by a loopback name, so that web pages can't reach in by DNS."""
+    origins: tuple[str, ...] = ()
+    """Web origins that may connect beside the server's own, such as https://example.org; * for all."""
+    max_connections: int = Field(default=512, ge=1)
+    max_streams: int = Field(default=16, ge=1)
+    max_streams_per_client: int = Field(default=8, ge=1)
+    """A client is an IP address."""
+    max_requests: int = Field(default=16, ge=1)
+    """POST /generate in work or waiting."""
+    max_requests_per_client: int = Field(default=4, ge=1)
+    max_seconds: float = Field(default=60.0, gt=0.2)
+    """Longest motion of POST /generate."""
+    messages_per_second: float = Field(default=10.0, gt=0)
+    """Of one stream; faster ones are read later."""
+    slow_seconds: float = Field(default=20.0, gt=0)
+    """A reader that takes nothing for so long is dropped."""
+    idle_seconds: float = Field(default=300.0, gt=0)
+    """A stream without motion and without messages is closed."""
+    body_seconds: float = Field(default=10.0, gt=0)
+    """For a request to arrive."""
+
+
+class Busy(Exception):
+    """No room: `status` 429 when the client has enough already, 503 when the server has."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Places:
+    """Places in use, over all and by client. Used from the event loop only."""
+
+    def __init__(self, what: str, total: int, per_client: int) -> None:
+        self.what, self.total, self.per_client = what, total, per_client
+        self.by_client: Counter[str] = Counter()
+
+    @property
+    def used(self) -> int:
+        return self.by_client.total()
+
+    def take(self, client: str) -> None:
+        """Take a place; raises Busy when there is none."""
+        if self.by_client[client] >= self.per_client:
+            raise Busy(429, f"you have {self.per_client} {self.what} already: end one first.")
+        if self.used >= self.total:
+            raise Busy(503, f"all {self.total} {self.what} are taken: try again later.")
+        self.by_client[client] += 1
+
+    def give(self, client: str) -> None:
+        """Give a place back."""
+        self.by_client[client] -= 1
+        if not self.by_client[client]:
+            del self.by_client[client]
+
+
+class Throttle:
+    """At most `rate` events a second, in bursts of up to two seconds' worth."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.left, self.last = rate, 2 * rate, time.monotonic()
+
+    async def wait(self) -> None:
+        """Return when the next event may be dealt with."""
+        now = time.monotonic()
+        self.left = min(self.left + (now - self.last) * self.rate, 2 * self.rate) - 1
+        self.last = now
+        if self.left < 0:
+            await asyncio.sleep(-self.left / self.rate)
+
+
+def error_page(code: str, message: str) -> dict[str, Any]:
+    """The body of every answer that is an error."""
+    return {"error": {"code": code, "message": message}}
+
+
+class Guard:
+    """ASGI middleware: refuses foreign hosts and origins, wrong tokens and large or slow bodies; counts requests."""
+
+    def __init__(self, app: Any, settings: ServerSettings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        socket = scope["type"] == "websocket"
+        path = scope["path"] if scope["path"] in PATHS else "other"
+        method = "WEBSOCKET" if socket else scope["method"] if scope["method"] in METHODS else "other"
+
+        async def counted(message: Any) -> None:
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                self.metrics.add("vadis_requests_total", path=path, method=method, status=str(message["status"]))
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is None and scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            body, refusal = await self._body(scope, receive)
+            receive = _replay(body, receive)
+        if refusal is None:
+            return await self.app(scope, receive, counted)
+        status, code, text = refusal
+        self.metrics.add("vadis_refused_total", reason=code)
+        await refuse(scope, counted, status, code, text)
+
+    def _refusal(self, scope: Any) -> tuple[int, str, str] | None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self.settings.local_only and _hostname(f"//{host}") not in ("localhost", "127.0.0.1", "::1"):
+            return 403, "host", "this server answers on this machine only: address it as 127.0.0.1."
+        origin = headers.get("origin")
+        if origin and "*" not in self.settings.origins and origin not in self.settings.origins:
+            own = urlsplit(origin).netloc.lower() == host.lower()
+            if not own:
+                return 403, "origin", "pages of this origin may not connect: start the server with --origin."
+        if self.settings.token and scope["path"] not in OPEN_PATHS:
+            given = headers.get("authorization", "")
+            token = given[7:] if given[:7].lower() == "bearer " else ""
+            if not token and scope["type"] == "websocket":  # browsers can't set its headers
+                token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if not hmac.compare_digest(token.encode(), self.settings.token.encode()):
+                return 401, "token", "a token is needed: send Authorization: Bearer TOKEN."
+        return None
+
+    async def _body(self, scope: Any, receive: Any) -> tuple[bytes, tuple[int, str, str] | None]:
+        """The whole body, or why it is refused."""
+        size, parts = 0, []
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return b"", (400, "cut", "the request ended early.")
+                    size += len(message.get("body", b""))
+                    if size <= MAX_MESSAGE_BYTES:
+                        parts.append(message.get("body", b""))
+                    if not message.get("more_body", False) or size > DRAINED_BYTES:
+                        break
+        except TimeoutError:
+            return b"", (408, "slow", "the request took too long to arrive.")
+        if size > MAX_MESSAGE_BYTES:
+            return b"", (413, "large", f"a request may have {MAX_MESSAGE_BYTES:,} bytes.")
+        return b"".join(parts), None
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _replay(body: bytes, receive: Any) -> Any:
+    """A `receive` that gives the body that was read already, then what follows."""
+    given = False
+
+    async def again() -> Any:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def refuse(scope: Any, send: Any, status: int, code: str, text: str) -> None:
+    """Answer with an error, a WebSocket handshake too."""
+    body = json.dumps(error_page(code, text)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status in (429, 503):
+        headers.append((b"retry-after", b"5"))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+    await send({"type": f"{kind}.start", "status": status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body})
