@@ -230,11 +230,13 @@ class T2MGPT(Decoding, Component):
             raise VadisError(f"{precision} on {self.device}: only float32 weights on the CPU can be lowered, to int8.")
         if self._int8:
             return
+        from torch.ao.quantization import quantize_dynamic
+        from torch.ao.quantization.qconfig import per_channel_dynamic_qconfig as recipe
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # announces that this is to move to another package
-            recipe = torch.ao.quantization.per_channel_dynamic_qconfig
             for i, block in enumerate(self.blocks):  # one at a time: both copies of all blocks never exist together
-                self.blocks[i] = torch.ao.quantization.quantize_dynamic(block, {nn.Linear: recipe}, inplace=True)
+                self.blocks[i] = quantize_dynamic(block, {nn.Linear: recipe}, inplace=True)
         self.eval()
         self._int8 = True
 

@@ -22,6 +22,7 @@ from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
 
 MAX_SECONDS = 3600.0
+ROWS = 32  # rows of the generator at once
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -184,9 +185,12 @@ class TextToMotionPipeline:
         clock = time.perf_counter()
         text, text_lengths = self.text_encoder.encode(texts)
         timing["text"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        made = self._together(text, text_lengths, [self._steps(s) for s in lengths], first, count, settings)
+        timing["tokens"] = time.perf_counter() - clock
         results = [
-            self._one(text[i : i + 1, : int(text_lengths[i])], lengths[i], first + i, count, settings, timing)
-            for i in range(len(texts))
+            self._one(text[i : i + 1, : int(n)], lengths[i], first + i, count, settings, timing, made.get(i))
+            for i, n in enumerate(text_lengths)
         ]
         if self.config.clean_feet if clean_feet is None else clean_feet:
             clock = time.perf_counter()
@@ -225,13 +229,12 @@ class TextToMotionPipeline:
         samples: int,
         settings: dict[str, Any],
         timing: dict[str, float],
+        made: tuple[list[Tensor], list[str]] | None = None,
     ) -> dict[str, Any]:
-        """Candidates of one prompt, the best of them; `text` (1, L, C)."""
-        fps, per_token = self.tokenizer.fps, self.tokenizer.frames_per_token
-        frames = None if seconds is None else max(1, round(seconds * fps))
-        steps = None if frames is None else -(-max(frames, round(self.config.min_seconds * fps)) // per_token)
+        """Candidates of one prompt, the best of them; `text` (1, L, C); `made`: their tokens, where they exist already."""
+        frames = None if seconds is None else max(1, round(seconds * self.tokenizer.fps))
         clock = time.perf_counter()
-        rows, stopped = self._tokens(text, steps, seed, samples, settings)
+        rows, stopped = made or self._tokens(text, self._steps(seconds), seed, samples, settings)
         timing["tokens"] += time.perf_counter() - clock
         clock = time.perf_counter()
         lengths = [len(r) for r in rows]
@@ -265,6 +268,37 @@ class TextToMotionPipeline:
         room = self.generator.config.block_size - text.shape[1] - self.generator.config.plan_tokens
         window = max(1, min(int(self.config.max_seconds * fps) // per_token, room))
         return window, min(round(2.0 * fps / per_token), window // 2)
+
+    def _steps(self, seconds: float | None) -> int | None:
+        """Token steps that cover a length, at least `min_seconds`."""
+        if seconds is None:
+            return None
+        fps = self.tokenizer.fps
+        return -(-max(1, round(max(seconds, self.config.min_seconds) * fps)) // self.tokenizer.frames_per_token)
+
+    def _together(
+        self, text: Tensor, counts: Tensor, steps: list[int | None], first: int, samples: int, settings: dict[str, Any]
+    ) -> dict[int, tuple[list[Tensor], list[str]]]:
+        """What `_tokens` gives for each prompt that fits one window, in few calls; nothing for one prompt or with a planner."""
+        groups: dict[int | None, list[int]] = {}
+        for i, wanted in enumerate(steps if len(steps) > 1 and self.planner is None else []):
+            window, _ = self._window(text[i : i + 1, : int(counts[i])])
+            if wanted is None or wanted <= window:
+                groups.setdefault(window if wanted is None else None, []).append(i)
+        found = {}
+        size = max(1, ROWS // samples)
+        for window, places in groups.items():
+            for part in (places[k : k + size] for k in range(0, len(places), size)):
+                rows_of = [i for i in part for _ in range(samples)]
+                limit: dict[str, Any] = {"max_tokens": window, "may_be_empty": False}
+                if window is None:
+                    limit = {"num_tokens": [steps[i] for i in rows_of]}
+                seeds = [first + i + 104729 * k for i in part for k in range(samples)]
+                rows, stopped = self.generator.generate(text[rows_of], counts[rows_of], **limit, **settings, seed=seeds)
+                for k, i in enumerate(part):
+                    own = slice(k * samples, (k + 1) * samples)
+                    found[i] = rows[own], list(stopped[own])
+        return found
 
     def _tokens(
         self, text: Tensor, steps: int | None, seed: int, samples: int, settings: dict[str, Any]
