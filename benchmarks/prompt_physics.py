@@ -365,12 +365,14 @@ def foot_slide(motion: Motion) -> float:
 Maker = Callable[[Prompt, int], Motion]
 
 
-def judge(name: str, make: Maker, prompts: tuple[Prompt, ...], seeds: int, timed: bool = True) -> dict[str, object]:
+def judge(
+    name: str, make: Maker, prompts: tuple[Prompt, ...], seeds: int, timed: bool = True, first_seed: int = 0
+) -> dict[str, object]:
     """Run every prompt with every seed; pass rates, the failures by kind, jitter, slide and length error."""
     passed, by_kind, failures = [], defaultdict(list), []
     jitters, slides, off, took = [], [], [], []
     for prompt in prompts:
-        for seed in range(seeds):
+        for seed in range(first_seed, first_seed + seeds):
             start = time.perf_counter()
             motion = make(prompt, seed)
             took.append(time.perf_counter() - start)
@@ -440,6 +442,7 @@ def main() -> None:
     parser.add_argument("--model", default="vadis-mini")
     parser.add_argument("--set", choices=("test", "dev"), default="test")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--corpus", type=Path, help="corpus for retrieval, random clips and the real jitter and slide")
     parser.add_argument("--skip-model", action="store_true")
     parser.add_argument("--out", type=Path, help="write all results as JSON")
@@ -452,7 +455,9 @@ def main() -> None:
         pipe = vadis.load(options.model)
         for name, extra in (("single sample", {"samples": 1}), ("default", {})):
             make = lambda p, s, e=extra: pipe(p.text, seconds=p.seconds, seed=s, **e).motion  # noqa: E731
-            results.append(judge(f"{options.model}, {name}", make, prompts, options.seeds))
+            results.append(
+                judge(f"{options.model}, {name}", make, prompts, options.seeds, first_seed=options.first_seed)
+            )
             print(json.dumps(results[-1], indent=1), flush=True)
     if options.corpus:
         nearest, anything, real = retrieval(options.corpus)
