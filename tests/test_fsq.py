@@ -9,7 +9,7 @@ from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.metrics.reconstruction import reconstruction_errors
 from vadis.representations import representation
 from vadis.tokenizers import FSQ, FSQTokenizer, FSQTokenizerConfig
-from vadis.tokenizers.kinematic_loss import kinematic_losses, pooled_error
+from vadis.tokenizers.kinematic_loss import foot_velocities, kinematic_losses, pooled_error, posed_joints
 from vadis.tokenizers.layers import HaarPatcher
 from vadis.tokenizers.losses import reconstruction_losses, root_path
 from vadis.tokenizers.pca_init import init_from_pca
@@ -198,3 +198,19 @@ def test_a_pca_start_is_a_linear_code_and_errors_are_measured(walk) -> None:
     assert same["global_mm"] == 0 and same["jitter_ratio"] == 1 and same["pose_mm"] < 0.01
     with pytest.raises(VadisError, match="patches are too few"):
         init_from_pca(model, windows[:1])
+
+
+def test_foot_velocities_are_those_of_the_world(walk) -> None:
+    rep = representation("ms272")
+    features = rep.encode(walk)
+    feet = rep.decode(features).positions[:, [7, 8, 10, 11]]
+    velocities = foot_velocities(features[None], posed_joints(features[None]))[0]
+    speeds = feet.diff(dim=0).norm(dim=-1)
+    torch.testing.assert_close(velocities.norm(dim=-1), speeds, atol=2e-4, rtol=0)
+    mean, std = torch.zeros(272), torch.ones(272)
+    faster = features.clone()
+    faster[:, 1] += 0.01  # the whole body, and with it every foot, one centimetre a frame
+    terms = kinematic_losses(features[None], faster[None], mean, std, foot_velocity_weight=1.0)
+    assert (
+        float(terms["foot_velocity"]) == pytest.approx(0.5 / 3, rel=1e-2) and terms["total"] == terms["foot_velocity"]
+    )
