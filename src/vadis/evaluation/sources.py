@@ -32,6 +32,7 @@ class Source(ABC):
     own_length: bool = False
     name: str
     identity: str
+    notes: Sequence[str] = ()
     seeds: int | None = None
     """How many sets of predictions there are; None: as many as asked for."""
 
@@ -89,13 +90,18 @@ class PipelineSource(Source):
             raise VadisError(f"protocol {protocol.name} measures a tokenizer: give that part, e.g. pipe.tokenizer.")
         parts = [getattr(pipe, n, None) for n in ("tokenizer", "generator", "planner", "config")]
         self.name = name or type(pipe).__name__
+        self.ends_itself = protocol.length == "own" and getattr(getattr(pipe, "config", None), "seconds", 0) is None
+        self.notes = [
+            "motions end where the model ends them." if self.ends_itself else "motions last as long as the recordings."
+        ]
         self.identity = model_identity(*parts) + json.dumps(self.settings, sort_keys=True, default=str)
 
     def predict(self, draws: Sequence[Draw], seed: int, start: int) -> list[Tensor]:
         fps, first = self.pipe.tokenizer.fps, 1_000_003 * seed + start
         if self.protocol.task == "stream":
             return [self._stream(d, fps, first + i) for i, d in enumerate(draws)]
-        texts, seconds = [d.texts[0].text for d in draws], [d.frames / fps for d in draws]
+        texts = [d.texts[0].text for d in draws]
+        seconds = None if self.ends_itself else [d.frames / fps for d in draws]
         return list(self.pipe(texts, seconds=seconds, seed=first, **self.settings).features)
 
     def _stream(self, draw: Draw, fps: float, seed: int) -> Tensor:

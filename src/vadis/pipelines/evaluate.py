@@ -285,7 +285,7 @@ def _settings(plan: Protocol, sets: int, kinds: Sequence[str], limit: int | None
 
 
 def _notes(plan: Protocol, reference: Reference, source: Source, sets: int, encoder: Any, run: Run) -> list[str]:
-    notes = list(reference.notes)
+    notes = [*reference.notes, *source.notes]
     if reference.left_out:
         out = " and ".join(f"{n} {why}" for why, n in reference.left_out.items())
         notes.append(f"left out: {out} than {plan.min_frames} to {plan.max_frames} frames.")
