@@ -22,8 +22,12 @@ from vadis.errors import ModelError, VadisError
 from vadis.tokenizers.base import Clips, Tokenizer, TokenizerOutput
 from vadis.tokenizers.causal import CausalConv1d, CausalSequential, CausalStack, Memory, StreamDecoder, StreamEncoder
 from vadis.tokenizers.conv import load_published
+from vadis.tokenizers.kinematic_loss import KINEMATIC_WEIGHTS, kinematic_losses
 from vadis.tokenizers.layers import Activation, Norm
 from vadis.tokenizers.losses import BLOCKS
+
+BRANCHES, FIRST_LOG_VARIANCE = 0.1, -4.0
+"""Of `init_balanced`: factor of the last weights of residual branches and output, and where the log-variances begin."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -166,6 +170,25 @@ class CausalTAE(Tokenizer):
         """Live decoding of `rows` independent streams. Raises ModelError where the norm is GN."""
         return StreamDecoder(self, self.decoder, rows)
 
+    @torch.no_grad()
+    def init_balanced(self) -> None:
+        """Random weights that carry a signal through: torch's usual ones shrink it at every layer of a model without norms.
+
+        He's gain at convolutions, residual branches and output near zero, and latents with little noise in the beginning.
+        """
+        for name, layer in self.named_modules():
+            if isinstance(layer, CausalConv1d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if name.endswith("model.0") else "relu")
+                nn.init.zeros_(layer.bias)
+                if name.endswith("conv2") or layer.out_channels == self.config.feature_dim:
+                    layer.weight.mul_(BRANCHES)
+        for layer in (self.encoder.proj, self.decode_proj):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
+        c = self.config.latent_dim
+        self.encoder.proj.weight[c:].mul_(BRANCHES)
+        self.encoder.proj.bias[c:].fill_(FIRST_LOG_VARIANCE)
+
     # ---- on the normalised scale
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,9 +215,12 @@ class CausalTAE(Tokenizer):
 
         The reconstruction is summed over the batch and the KL averaged, as published: a larger batch weighs the KL less.
         Latents are drawn while training and their means otherwise; `generator` makes the draws repeatable. "total" is the
-        one to minimise, "sigma" and "root_sigma" are the deviations that fit best. Raises ModelError for another weight.
+        one to minimise, "sigma" and "root_sigma" are the deviations that fit best. The weights of `kinematic_losses`, which
+        the published model does not use, add terms in the same unit: a term of weight 1 counts as much as all features.
+        Raises ModelError for another weight.
         """
         root_weight, kl_weight = weights.pop("root_weight", 7.0), weights.pop("kl_weight", 1.0)
+        kinematic = {name: w for name in KINEMATIC_WEIGHTS if (w := weights.pop(name, 0.0))}
         output = self(x, generator=weights.pop("generator", None))
         if weights:
             raise ModelError(f"CausalTAE has no {', '.join(weights)}: its loss takes root_weight and kl_weight.")
@@ -209,6 +235,12 @@ class CausalTAE(Tokenizer):
             root = BLOCKS[self.representation].root
             terms["root"], terms["root_sigma"] = sigma_loss(target[..., root], made[..., root])
             terms["total"] = terms["total"] + root_weight * terms["root"]
+        if kinematic:
+            found = kinematic_losses(target, made, self.mean, self.std, self.representation, **kinematic)
+            del found["total"]
+            for weight, (name, error) in zip(kinematic.values(), found.items(), strict=True):
+                terms[name] = error
+                terms["total"] = terms["total"] + weight * target.numel() * 0.5 * (error + 1e-6).log()
         return terms, output
 
     # ---- what a user calls

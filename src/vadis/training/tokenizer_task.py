@@ -15,6 +15,7 @@ from vadis.metrics.codebook import codebook_usages
 from vadis.metrics.reconstruction import reconstruction_errors
 from vadis.representations import representation
 from vadis.tokenizers.base import Tokenizer
+from vadis.tokenizers.causal_tae import CausalTAE
 from vadis.tokenizers.codebook import EMACodebook
 from vadis.tokenizers.fsq import FSQTokenizerConfig
 from vadis.tokenizers.pca_init import init_from_pca
@@ -98,6 +99,11 @@ class SigmaVAELoss:
     kind: Literal["sigma_vae"] = "sigma_vae"
     root_weight: float = 7.0
     kl_weight: float = 1.0
+    posed_position_weight: float = Field(default=0.0, ge=0)
+    """This and the following as in ReconstructionLoss, but at the size of a likelihood: 1 counts as much as all features."""
+    posed_velocity_weight: float = Field(default=0.0, ge=0)
+    pooled_root_weight: float = Field(default=0.0, ge=0)
+    foot_velocity_weight: float = Field(default=0.0, ge=0)
 
 
 FAMILIES = {name: cls for name, cls in component_classes().items() if issubclass(cls, Tokenizer)}
@@ -126,8 +132,9 @@ class TokenizerRecipe(Recipe):
     """Parameters whose names begin so stay as they are: `[encoder, quantizer]` trains a decoder and keeps all tokens valid."""
     perceptual: str | None = None
     """Folder, bundled name or Hub id of the evaluator by which `loss.perceptual_weight` compares."""
-    init: Literal["random", "pca"] = "random"
-    """pca: start from the best linear code of the data (`vadis.tokenizers.pca_init`); needs model.down_t 0."""
+    init: Literal["random", "pca", "balanced"] = "random"
+    """pca: start from the best linear code of the data (`vadis.tokenizers.pca_init`); needs model.down_t 0. balanced:
+    random weights of better scale, for causal_tae."""
 
 
 class TokenizerTask(Task):
@@ -169,6 +176,10 @@ class TokenizerTask(Task):
             self._start_from(recipe.start)
         for prefix in recipe.freeze:
             self._freeze(prefix)
+        if recipe.init == "balanced":
+            if not isinstance(self.model, CausalTAE):
+                raise ModelError(f"a {recipe.model.type} tokenizer has no init: balanced, only causal_tae has.")
+            self.model.init_balanced()
         if recipe.init == "pca":
             init_from_pca(self.model, self._windows(INIT_WINDOWS, torch.Generator().manual_seed(recipe.seed)))
 

@@ -1,0 +1,267 @@
+"""A corpus as a latent generator reads it: latents drawn once, sentence vectors, and segments with what came before them.
+
+    latents/latents.npy      (all latents, C) float32
+    latents/vectors.npy      (sentences, H) float16
+    latents/sentences.json   the sentences
+    latents/index.parquet    a row a segment: where it is, where the segment before it begins, split, weight, sentences
+    latents/latents.json     facts of the tokenizer, the text encoder and the corpora; the end latent, the null vector
+
+A clip is encoded as a whole, so the latents of a segment know what came before it, as they will in a stream. Letters: N
+segments, C numbers of a latent, H width of a sentence vector.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vadis.data.corpus import Corpus
+from vadis.data.tokenize import ROWS, _Progress, _segments, fingerprint
+from vadis.errors import FileError, VadisError
+from vadis.files import atomic_folder
+
+VERSION = 1
+MIN_FRAMES = 40  # published: shorter clips are left out
+SENTENCES = 512  # of one call of the text encoder
+
+
+@dataclass(frozen=True, eq=False)
+class LatentCorpus:
+    """Segments of latents opened for reading; made by `extract_latents` or `LatentCorpus.open`."""
+
+    latents: np.ndarray
+    """(all, C)."""
+    vectors: np.ndarray
+    """(sentences, H)."""
+    first: np.ndarray
+    """(N,): a segment's first latent."""
+    stop: np.ndarray
+    """(N,): the latent after its last."""
+    before: np.ndarray
+    """(N,): first latent of the segment before it in the clip; `first` where there is none."""
+    ends: np.ndarray
+    """(N,) bool: the clip ends with it."""
+    weights: np.ndarray
+    """(N,): a corpus' share times the clip's weight, equally parted among the clip's segments."""
+    splits: np.ndarray
+    said: list[list[int]]
+    """Sentences of every segment."""
+    kinds: list[list[str]]
+    about: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def end_latent(self) -> Tensor:
+        """(C,): the latent of four frames of zeros on the normalised scale, drawn once."""
+        return torch.tensor(self.about["end_latent"])
+
+    @property
+    def null_vector(self) -> Tensor:
+        """(H,): the vector of the empty string."""
+        return torch.tensor(self.about["null_vector"])
+
+    @classmethod
+    def open(cls, path: str | Path) -> "LatentCorpus":
+        """Open a folder made by `extract_latents`; raises FileError when it is missing, damaged or of another version."""
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        if not (path / "latents.json").is_file():
+            raise FileError(f"no latents at {path} (no latents.json there). Make them with extract_latents.")
+        try:
+            about = json.loads((path / "latents.json").read_text(encoding="utf-8"))
+            if (about["format"], about["version"]) != ("vadis-latents", VERSION):
+                raise FileError(f"{path} is {about['format']} {about['version']}; expected vadis-latents {VERSION}.")
+            index = pq.read_table(path / "index.parquet")
+            arrays = [np.asarray(np.load(path / f"{n}.npy", mmap_mode="r")) for n in ("latents", "vectors")]
+            columns = [index.column(n).to_numpy(zero_copy_only=False) for n in _COLUMNS]
+            lists = [index.column(n).to_pylist() for n in ("said", "kinds")]
+        except FileError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FileError(f"the latents at {path} are damaged ({error}). Extract them again.") from error
+        if len(arrays[0]) != about["latents"] or len(index) != about["segments"]:
+            raise FileError(f"the latents at {path} are damaged (files disagree). Extract them again.")
+        return cls(*arrays, *columns, *lists, about)  # type: ignore[arg-type]
+
+    def subset(self, keep: np.ndarray) -> "LatentCorpus":
+        """The segments where `keep` (N,) is true. Raises VadisError when there is none."""
+        if not keep.any():
+            raise VadisError("no segment is left: choose another split, a longer row or other kinds of sentences.")
+        rows = np.flatnonzero(keep)
+        arrays = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return replace(self, **arrays, said=[self.said[i] for i in rows], kinds=[self.kinds[i] for i in rows])
+
+    def sentence(self, row: int, draw: float, kind_weights: Mapping[str, float]) -> int:
+        """Number of the sentence of a segment at `draw` in [0, 1), likely by kind (1 when not named)."""
+        weights = self.sentence_weights(row, kind_weights)
+        shares = np.cumsum(weights if weights.sum() > 0 else np.ones(len(weights)))
+        return self.said[row][min(int(np.searchsorted(shares, draw * shares[-1], side="right")), len(shares) - 1)]
+
+    def sentence_weights(self, row: int, kind_weights: Mapping[str, float]) -> np.ndarray:
+        """How likely each sentence of a segment is."""
+        return np.array([kind_weights.get(kind, 1.0) for kind in self.kinds[row]], dtype=np.float64)
+
+
+_COLUMNS = ("first", "stop", "before", "ends", "weights", "splits")
+
+
+def extract_latents(
+    corpora: Mapping[str, float],
+    tokenizer: Any,
+    text_encoder: Any,
+    out: str | Path,
+    *,
+    seed: int = 123,
+    min_frames: int = MIN_FRAMES,
+    progress: bool = True,
+) -> LatentCorpus:
+    """Encode every captioned clip of `corpora` (folder: share) into the folder `out`, with one draw of its latents.
+
+    As published, a clip loses up to three frames at a random offset and its latents are drawn, not means. Sentence vectors
+    of an older `out` by the same text encoder are used again. Raises VadisError when nothing is left.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    opened = {path: Corpus.open(path) for path in corpora}
+    known = _known_vectors(Path(out), text_encoder)
+    generator = torch.Generator().manual_seed(seed)
+    texts: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    parts: list[np.ndarray] = []
+    left_out: Counter[str] = Counter()
+    with atomic_folder(out) as folder, _Progress(progress) as show:
+        for path, corpus in opened.items():
+            _check(tokenizer, corpus)
+            found = _encode(corpus, tokenizer, generator, min_frames, show, left_out)
+            mass = sum(r["weights"] for r in found[0])
+            for row in found[0]:
+                row["weights"] *= corpora[path] / mass
+                row["said"] = [texts.setdefault(t, len(texts)) for t in row["said"]]
+                for name in ("first", "stop", "before"):
+                    row[name] += sum(map(len, parts))
+            rows += found[0]
+            parts.append(found[1])
+        vectors = _vectors(list(texts), text_encoder, known, show)
+        np.save(folder / "latents.npy", np.concatenate(parts))
+        np.save(folder / "vectors.npy", vectors)
+        (folder / "sentences.json").write_text(json.dumps(list(texts), ensure_ascii=False), encoding="utf-8")
+        pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet", compression="zstd")
+        page = {
+            "format": "vadis-latents",
+            "version": VERSION,
+            "latents": sum(map(len, parts)),
+            "segments": len(rows),
+            "tokenizer": fingerprint(tokenizer),
+            "text_encoder": text_encoder.name,
+            "key": latents_key(corpora, tokenizer, text_encoder.name, seed, min_frames),
+            "end_latent": draw_end_latent(tokenizer, seed).tolist(),
+            "null_vector": text_encoder.null_sentence().cpu().tolist(),
+            "corpora": dict(corpora),
+            "left_out": dict(left_out),
+        }
+        (folder / "latents.json").write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+    return LatentCorpus.open(out)
+
+
+def latents_key(
+    corpora: Mapping[str, float], tokenizer: Any, text_encoder: str, seed: int = 123, min_frames: int = MIN_FRAMES
+) -> str:
+    """Says whether latents were made from this: corpora, weights, text encoder and settings."""
+    pages = {path: [share, Corpus.open(path).about.get("frames")] for path, share in corpora.items()}
+    facts = json.dumps([pages, fingerprint(tokenizer), text_encoder, seed, min_frames], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+@torch.no_grad()
+def draw_end_latent(tokenizer: Any, seed: int = 123) -> Tensor:
+    """The end latent `(C,)` of an auto-encoder: four frames of zeros on its normalised scale, encoded and drawn once."""
+    frames = tokenizer.mean.expand(tokenizer.frames_per_token, -1).float()
+    return tokenizer.encode(frames, sample=True, seed=seed)[0].cpu()
+
+
+def _check(tokenizer: Any, corpus: Corpus) -> None:
+    if not tokenizer.continuous:
+        raise VadisError(f"a {type(tokenizer).__name__} makes no latents: give a causal auto-encoder.")
+    if (tokenizer.representation, tokenizer.fps) != (corpus.representation, corpus.fps):
+        raise VadisError(
+            f"the auto-encoder reads {tokenizer.representation} at {tokenizer.fps:g} fps; {corpus.path} holds "
+            f"{corpus.representation} at {corpus.fps:g} fps. Build the corpus for this auto-encoder."
+        )
+
+
+def _encode(
+    corpus: Corpus, tokenizer: Any, generator: torch.Generator, min_frames: int, show: Any, left_out: Counter[str]
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Rows of the index and the latents of one corpus."""
+    per = int(tokenizer.frames_per_token)
+    sentences, segments, reasons = _segments(corpus, per, None)
+    left_out.update(reasons)
+    by_clip = defaultdict(list)
+    for segment in segments:
+        if corpus.frames[segment.row] >= min_frames:
+            by_clip[segment.row].append(segment)
+        else:
+            left_out["clips too short"] += 1
+    if not by_clip:
+        raise VadisError(f"no captioned clip of {corpus.path} has {min_frames} frames or more.")
+    offsets = {row: int(torch.randint(int(corpus.frames[row]) % per + 1, (), generator=generator)) for row in by_clip}
+    order = sorted(by_clip, key=lambda row: int(corpus.frames[row]))
+    latents: list[np.ndarray] = []
+    rows: list[dict[str, Any]] = []
+    weights, splits, total = corpus.weights, corpus.column("split"), 0
+    tokenizer.eval()
+    for start in show(range(0, len(order), ROWS), f"latents of {corpus.path.name}"):
+        chosen = order[start : start + ROWS]
+        clips = [corpus.frames_of(row, offsets[row]) for row in chosen]
+        padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        made = tokenizer.encode(padded, lengths=[len(c) for c in clips], sample=True, generator=generator).cpu()
+        for row, clip, latent in zip(chosen, clips, made, strict=True):
+            count, starts = len(clip) // per, [0]
+            for segment in sorted(by_clip[row], key=lambda s: (s.first, s.frames)):
+                a = max(0, (segment.first - offsets[row]) // per)
+                b = min(count, (segment.first + segment.frames - offsets[row]) // per)
+                if b <= a:
+                    left_out["segments too short"] += 1
+                    continue
+                starts.append(a)
+                page = {
+                    "first": total + a,
+                    "stop": total + b,
+                    "before": total + max(s for s in starts if s < a or not s),
+                }
+                page |= {"ends": b == count, "weights": float(weights[row]) / len(by_clip[row]), "splits": splits[row]}
+                rows.append(page | {"said": [sentences[t] for t in segment.texts], "kinds": list(segment.kinds)})
+            latents.append(latent[:count].numpy())
+            total += count
+    return rows, np.concatenate(latents)
+
+
+def _known_vectors(folder: Path, text_encoder: Any) -> dict[str, np.ndarray]:
+    """Sentence vectors of an earlier extraction with the same text encoder."""
+    try:
+        about = json.loads((folder / "latents.json").read_text(encoding="utf-8"))
+        if about["text_encoder"] != text_encoder.name:
+            return {}
+        sentences = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
+        return dict(zip(sentences, np.load(folder / "vectors.npy"), strict=True))
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _vectors(texts: list[str], encoder: Any, known: dict[str, np.ndarray], show: Any) -> np.ndarray:
+    lacking = sorted((t for t in texts if t not in known), key=len)
+    for start in show(range(0, len(lacking), SENTENCES), "sentences"):
+        part = lacking[start : start + SENTENCES]
+        known.update(zip(part, encoder.sentence(part).cpu().numpy().astype(np.float16), strict=True))
+    return np.stack([known[t] for t in texts])
