@@ -326,6 +326,19 @@ def test_a_motius_folder_becomes_a_bundle(tmp_path: Path) -> None:
     assert torch.equal(parts["tokenizer"].encode(features), small.encode(features))
     text = torch.randn(1, 4, 12)
     assert torch.equal(parts["generator"].generate(text, max_tokens=6)[0][0], large.generate(text, max_tokens=6)[0][0])
+    pipe = vadis.load(tmp_path / "bundle")
+    assert (pipe.config.text_encoder, pipe._text_source, pipe.config.seconds) == (
+        "flan-t5-xl",
+        "google/flan-t5-xl",
+        None,
+    )
+
+    class Numbers:  # any object with `encode` will do as text encoder
+        def encode(self, texts):
+            return torch.ones(len(texts), 3, 12), torch.full((len(texts),), 3)
+
+    out = vadis.load(tmp_path / "bundle", text_encoder=Numbers())("a person walks")
+    assert out.features.shape == (2 * len(out.tokens), 272) and out.stopped_by in ("end", "cap")
     (source / "ar.safetensors").unlink()
     with pytest.raises(ModelError, match=r"there is no ar\.safetensors"):
         vadis.import_checkpoint("motius-gotozero", source)

@@ -36,7 +36,10 @@ class GoToZero(nn.Module):
         entry: Any = {"hub": hub}
         if isinstance(self.text_encoder, Path):
             entry = ["transformers", "T5EncoderModel"]
-        settings = {"max_tokens": 150, "temperature": 0.0, "guidance_scale": 1.0}
+        settings = {  # the program decodes greedily until END, 150 tokens of 2 frames at most
+            "seconds": None, "max_seconds": 10.0, "temperature": 0.0, "guidance_scale": 1.0, "plan": "none",
+            "text_encoder": "flan-t5-xl",
+        }  # fmt: skip
         save_bundle(folder, "TextToMotionPipeline", {**parts, "text_encoder": entry}, settings)
         if isinstance(self.text_encoder, Path):
             with atomic_folder(folder / "text_encoder") as temporary:

@@ -92,6 +92,7 @@ class TextToMotionPipeline:
         self.tokenizer, self.generator, self.planner = tokenizer, generator, planner
         self.config = config or GenerationConfig()
         self._text_encoder = text_encoder
+        self._text_source: Path | str | None = None  # where its weights are, when not in their usual place
         self.representation = representation(tokenizer.representation)
         if generator.config.nb_code != tokenizer.vocab_size or generator.config.groups != tokenizer.tokens_per_step:
             raise ModelError(
@@ -109,7 +110,7 @@ class TextToMotionPipeline:
         if self._text_encoder is None:
             from vadis.generators.text import text_encoder
 
-            self._text_encoder = text_encoder(self.config.text_encoder)
+            self._text_encoder = text_encoder(self.config.text_encoder, self._text_source)
         return self._text_encoder
 
     @classmethod
@@ -125,8 +126,13 @@ class TextToMotionPipeline:
         page = folder / "generation_config.json"
         config = build_config(GenerationConfig, read_json(page)) if page.is_file() else GenerationConfig()
         encoder = parts.get("text_encoder")
-        encoder = None if isinstance(encoder, dict | list) else encoder
-        return cls(parts["tokenizer"], parts["generator"], parts.get("planner"), encoder, config)
+        stored = encoder if isinstance(encoder, dict | list) else None
+        pipe = cls(parts["tokenizer"], parts["generator"], parts.get("planner"), None if stored else encoder, config)
+        if isinstance(stored, list):  # of another library, in the bundle
+            pipe._text_source = folder / "text_encoder"
+        elif stored:
+            pipe._text_source = stored.get("hub")
+        return pipe
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> None:
         """Write the bundle: `model_index.json`, a folder a part, `generation_config.json`, and `card` as README.md."""
@@ -135,7 +141,8 @@ class TextToMotionPipeline:
         parts = {"tokenizer": self.tokenizer, "generator": self.generator}
         if self.planner is not None:
             parts["planner"] = self.planner
-        save_bundle(folder, "TextToMotionPipeline", parts | {"text_encoder": {"name": self.config.text_encoder}})
+        encoder = {"name": self.config.text_encoder} | ({"hub": str(self._text_source)} if self._text_source else {})
+        save_bundle(folder, "TextToMotionPipeline", parts | {"text_encoder": encoder})
         write_json(Path(folder) / "generation_config.json", asdict(self.config))
         if card:
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
