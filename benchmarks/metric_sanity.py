@@ -132,6 +132,14 @@ def verdicts(reports: dict[str, Report]) -> list[str]:
     return lines
 
 
+def needed(reports: dict[str, Report]) -> str:
+    """Items from which FID would be twice what two real samples give, since that shrinks with their number."""
+    rows = [(d, reports[d]) for d in DAMAGES if "fid" in reports[d].result]
+    least = {d: 2 * r.real["fid"].mean * r.items / max(r.result["fid"].mean, 1e-9) for d, r in rows}
+    shown = ", ".join(f"{d} {n:,.0f}" if n < 1e5 else f"{d} never" for d, n in least.items())
+    return f"FID would see these damages from about this many items on: {shown}."
+
+
 def sides(reports: dict[str, Report]) -> str:
     """How often a caption that names a side is nearer to its recording than to the mirrored one."""
     a, b = reports["real"].clips, reports["mirrored"].clips
@@ -182,7 +190,7 @@ def main() -> None:
     for split in args.sets:
         reports = measure(corpus, split, args.evaluator, args.predictions, args.work, args.limit)
         lines += [f"## {titles[split]}: {reports['real'].items} items\n", *table(reports), ""]
-        lines += ["### What each metric sees\n", *verdicts(reports), "", sides(reports), ""]
+        lines += ["### What each metric sees\n", *verdicts(reports), "", sides(reports), "", needed(reports), ""]
         lines += ["### What can be told apart\n", *resolution(reports), ""]
     lines += ["Rows: " + "; ".join(f"*{k}* {v}" for k, v in WHAT.items()) + "."]
     text = "\n".join(lines) + "\n"
