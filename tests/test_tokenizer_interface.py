@@ -57,7 +57,7 @@ def test_shapes_and_ranges(family: str) -> None:
     width = (tokenizer.config.latent_dim,) if tokenizer.continuous else (tokenizer.tokens_per_step,)
     assert tokens.shape in {(steps,), (steps, *width)}
     if not tokenizer.continuous:
-        assert 0 <= int(tokens.min()) and int(tokens.max()) < tokenizer.vocab_size and len(tokens.unique()) > 1
+        assert int(tokens.min()) >= 0 and int(tokens.max()) < tokenizer.vocab_size and len(tokens.unique()) > 1
         assert tokenizer.bits_per_second > 0
     made = tokenizer.decode(tokens)
     assert made.shape == (steps * tokenizer.frames_per_token, 272) and made.dtype == torch.float32
@@ -123,6 +123,8 @@ def test_bad_input_is_refused_with_what_to_do(family: str, walk) -> None:
     tokenizer = tiny(family)
     with pytest.raises(ShapeError, match="look like hml263: convert with `vadis convert --to ms272`"):
         tokenizer.encode(torch.zeros(40, 263))
+    with pytest.raises(ShapeError, match="at least one clip"):
+        tokenizer.encode([])
     with pytest.raises(ShapeError, match="use a longer clip"):
         tokenizer.encode(clip(tokenizer.frames_per_token - 1))
     spoiled = clip(40)

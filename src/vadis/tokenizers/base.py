@@ -184,36 +184,41 @@ class Tokenizer(Component):
         finite, another frame rate or another representation.
         """
         self._check_source(fps, representation)
-        if isinstance(features, Motion):
-            features = self._features(features)
         if isinstance(features, Sequence):
-            clips = [self._features(c) if isinstance(c, Motion) else torch.as_tensor(c) for c in features]
-            tokens = [self.encode(c, chunk_frames=chunk_frames, **options) for c in clips] if len(
-                {c.shape for c in clips}
-            ) > 1 else list(self.encode(torch.stack(clips), chunk_frames=chunk_frames, **options))  # fmt: skip
-            return tokens
-        features = torch.as_tensor(features)
-        if features.ndim not in (2, 3):
-            raise ShapeError(f"features must be (T, D) or (B, T, D); this array has shape {tuple(features.shape)}.")
-        self._check_width(features.shape[-1])
-        batch = features if features.ndim == 3 else features[None]
+            return self._encode_list(features, chunk_frames=chunk_frames, **options)
+        array = self._features(features) if isinstance(features, Motion) else torch.as_tensor(features)
+        if array.ndim not in (2, 3):
+            raise ShapeError(f"features must be (T, D) or (B, T, D); this array has shape {tuple(array.shape)}.")
+        self._check_width(array.shape[-1])
+        batch = array if array.ndim == 3 else array[None]
         frames = check_lengths(lengths, batch.shape[0], batch.shape[1], "frames")
         self._check_values(batch, frames)
         if self.causal and min(frames) < batch.shape[1]:  # what a caller left in the padding must not be computed with
             inside = torch.arange(batch.shape[1]) < torch.tensor(frames)[:, None]
             batch = batch.masked_fill(~inside[..., None].to(batch.device), 0)
-        tokens: Tensor | None = None
+        empty, chunk = 0 if self.continuous else -1, chunk_frames or self.chunk_frames
         longest = max(frames) // self.frames_per_token
-        for count, rows in _batches(frames, chunk_frames or self.chunk_frames, self.causal):
-            made = self._encode_in_pieces(batch, rows, count, chunk_frames or self.chunk_frames, options)
-            if tokens is None:
-                empty = 0 if self.continuous else -1
-                tokens = made.new_full((len(frames), longest, *made.shape[2:]), empty)
+        coded: list[tuple[list[int], Tensor]] = [
+            (rows, self._encode_in_pieces(batch, rows, count, chunk, options))
+            for count, rows in _batches(frames, chunk, self.causal)
+        ]
+        tokens = coded[0][1].new_full((len(frames), longest, *coded[0][1].shape[2:]), empty)
+        for rows, made in coded:
             tokens[rows, : made.shape[1]] = made
             for row in rows:
-                tokens[row, frames[row] // self.frames_per_token :] = 0 if self.continuous else -1
-        assert tokens is not None
-        return tokens if features.ndim == 3 else tokens[0]
+                tokens[row, frames[row] // self.frames_per_token :] = empty
+        return tokens if array.ndim == 3 else tokens[0]
+
+    def _encode_list(self, clips: Sequence[Tensor | np.ndarray | Motion], **options: Any) -> list[Tensor]:
+        """Tokens of each clip; clips of one length share a call."""
+        arrays = [self._features(c) if isinstance(c, Motion) else torch.as_tensor(c) for c in clips]
+        if not arrays or any(a.ndim != 2 for a in arrays):
+            raise ShapeError(f"a list must hold at least one clip (T, D); got {[tuple(a.shape) for a in arrays][:5]}.")
+        for a in arrays:
+            self._check_width(a.shape[-1])
+        frames = [len(a) for a in arrays]
+        tokens = self.encode(torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True), frames, **options)
+        return [row[: count // self.frames_per_token] for row, count in zip(tokens, frames, strict=True)]
 
     @torch.no_grad()
     def decode(
@@ -230,10 +235,10 @@ class Tokenizer(Component):
         """
         if isinstance(tokens, Sequence):
             return [self.decode(row, chunk_frames=chunk_frames) for row in tokens]
-        tokens = torch.as_tensor(tokens).to(self.mean.device)
+        array = torch.as_tensor(tokens).to(self.mean.device)
         rank = self._token_rank
-        self._check_token_shape(tokens)
-        batch = tokens if tokens.ndim == rank + 1 else tokens[None]
+        self._check_token_shape(array)
+        batch = array if array.ndim == rank + 1 else array[None]
         steps = check_lengths(lengths, batch.shape[0], batch.shape[1], "steps")
         batch = self._check_tokens(batch, steps)
         chunk = chunk_frames or self.chunk_frames
@@ -244,7 +249,7 @@ class Tokenizer(Component):
                 features[rows, : made.shape[1]] = made
                 for row in rows:
                     features[row, steps[row] * self.frames_per_token :] = 0
-        return features if tokens.ndim == rank + 1 else features[0]
+        return features if array.ndim == rank + 1 else features[0]
 
     def reconstruct(self, features: Tensor | np.ndarray, lengths: Tensor | list[int] | None = None) -> Tensor:
         """Features through the tokens and back: `(T, D)` or `(B, T, D)`, cut to whole tokens."""
