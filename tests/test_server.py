@@ -3,11 +3,14 @@
 import itertools
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,6 +258,17 @@ def test_methods_and_garbage(served: Served) -> None:
     assert httpx.get(f"{served.http}/health").json()["status"] == "ok"
 
 
+@pytest.mark.slow
+def test_the_description_holds(served: Served) -> None:
+    """schemathesis makes requests of all kinds out of the OpenAPI description and checks every answer."""
+    pytest.importorskip("schemathesis", reason="needs schemathesis")
+    program = Path(sys.executable).parent / "schemathesis"
+    words = ["run", f"{served.http}/openapi.json", "--checks", "all", "-n", "25", "--no-color", "--phases"]
+    done = subprocess.run([program, *words, "coverage,fuzzing"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "4 selected / 4 total" in done.stdout
+
+
 # ---- streams
 
 
@@ -453,7 +467,7 @@ def test_the_engine_stops_for_a_reader_that_does_not_take(pipe: MotionStreamPipe
 
 def test_a_queued_text_waits_for_the_end(pipe: MotionStreamPipeline, monkeypatch) -> None:
     """With an end latent that everything is near to, each text lasts `min_latents`, in the engine as offline."""
-    monkeypatch.setattr(pipe.generator, "end_latent", torch.zeros(4))
+    monkeypatch.setitem(pipe.generator._buffers, "end_latent", torch.zeros(4))
     ending = MotionStreamPipeline(pipe.tokenizer, pipe.generator, Words(), replace(pipe.config, stop_threshold=1e9))
     engine = StreamEngine(ending, rows=1, ahead=8)
     try:

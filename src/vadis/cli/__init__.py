@@ -17,6 +17,8 @@ from vadis.errors import VadisError
 
 VERBS = {
     "generate": ("vadis.cli.generate:Generate", "make a motion from a sentence"),
+    "stream": ("vadis.cli.stream:Stream", "a body that does what you type, while it moves; to a file or a viewer"),
+    "live": ("vadis.cli.live:Live", "the same in the browser, with a text box"),
     "convert": ("vadis.cli.convert:Convert", "motion file or features → another format or representation"),
     "retarget": ("vadis.cli.retarget:Retarget", "put a motion on the 22-joint skeleton that all models use"),
     "clean": ("vadis.cli.clean:Clean", "stop feet from sliding, take out jitter"),
@@ -40,6 +42,7 @@ VERBS = {
         "vadis.cli.benchmark_tokenizers:BenchmarkTokenizers",
         "tokenizers side by side on held-out clips",
     ),
+    "benchmark stream": ("vadis.cli.benchmark_stream:BenchmarkStream", "time of a latent and of the answer to a text"),
     "analyze frequency": ("vadis.cli.analyze:AnalyzeFrequency", "where the energy of motion features lies, with plots"),
     "import": ("vadis.cli.import_checkpoint:Import", "published checkpoint → a folder that vadis loads"),
     "doctor": ("vadis.doctor:Doctor", "versions, device, and what each missing extra would unlock"),

@@ -4,10 +4,10 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vadis import rotation
 from vadis.errors import ModelError, VadisError
@@ -32,15 +32,21 @@ class ModelPage(BaseModel):
     text_encoder: str
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 3.0 is an integer in JSON
+
+
 class GenerateRequest(BaseModel):
     """A motion to make."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Text = Field(description="What the body does, in English.")
     model: str | None = Field(default=None, description="One of GET /models; by default the first.")
     seconds: float | None = Field(default=None, description="Length; by default the model's.", allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0, le=2**53 - 1, description="The same seed gives the same motion.")
+    seed: Annotated[int | None, BeforeValidator(_whole)] = Field(
+        default=None, ge=0, le=2**53 - 1, description="The same seed gives the same motion."
+    )
     format: Format = Field(
         default="json", description="json, the binary layout of /stream as one message, or a motion file."
     )

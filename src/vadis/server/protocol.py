@@ -116,7 +116,7 @@ def skeleton_page(skeleton: Skeleton) -> dict[str, Any]:
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class SetText(_Message):

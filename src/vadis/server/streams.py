@@ -6,6 +6,7 @@ Streams join, change their text and leave at any latent; what one makes does not
 Shapes: R rows, n frames a latent, D features, J joints.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -220,6 +221,7 @@ class StreamEngine:
                         return
                 self._advance(due)
         except Exception as error:  # whatever it is, readers must hear of it
+            logging.getLogger("vadis.server").exception("the streams stopped")
             with self.changed:
                 self.error = f"the model failed ({type(error).__name__}): restart the server."
                 for stream in self.streams:

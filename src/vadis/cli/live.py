@@ -1,0 +1,64 @@
+"""`vadis live`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from vadis.cli.common import check_number, say
+from vadis.errors import ModelError, VadisError
+
+
+@dataclass(frozen=True)
+class Live:
+    """A page with a moving body and a text box: type, and it does that. Recordings become BVH and GLB.
+
+    vadis live "a person walks in a circle"
+    """
+
+    prompt: Annotated[Positional[tuple[str, ...]], arg(metavar="[PROMPT]")] = ()
+    """What it does at first."""
+    model: str = "vadis-mini-stream"
+    """A bundled model, a folder, or a Hub id."""
+    seed: int = 0
+    """The same seed and texts at the same moments give the same motion."""
+    host: str = "127.0.0.1"
+    """Address to serve at; 0.0.0.0 lets other machines in. All visitors see and steer the same body."""
+    port: int = 8080
+    """Port to serve at; the next free one when it is taken."""
+    browser: bool = True
+    """Open the page in the browser."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def run(self) -> None:
+        if len(self.prompt) > 1:
+            raise VadisError("one prompt to begin with is enough; put it in quotes.")
+        if not 1 <= self.port <= 65535:
+            raise VadisError(f"--port must be between 1 and 65535; got {self.port}.")
+        check_number("--seed", self.seed, 0, 2**63 - 1)
+        import vadis
+        from vadis.pipelines.player import Player
+        from vadis.viewer.live_stream import LiveApp
+
+        say(f"loading {self.model} …")
+        pipe = vadis.load(self.model, device=self.device)
+        if not hasattr(pipe, "stream") or not hasattr(pipe.generator, "streams"):
+            raise ModelError(f"{self.model} is no streaming model; `vadis live` needs one such as vadis-mini-stream.")
+        pipe.sentence("")  # loads the text encoder now rather than at the first text
+        player = Player(pipe.stream(seed=self.seed))
+        if self.prompt:
+            player.push(self.prompt[0])
+        app = LiveApp(player.start(), self.port, self.host, text="".join(self.prompt))
+        try:
+            app.start()
+            print(app.url, flush=True)
+            say("Ctrl-C stops")
+            if self.browser:
+                import webbrowser
+
+                webbrowser.open(app.url)
+            app.wait()
+        finally:
+            app.stop()
+            player.stop()
