@@ -72,9 +72,9 @@ def write_leaderboard(reports: Sequence[Report], path: str | Path) -> Path:
         f"{html.escape(r.data)}; evaluator {html.escape(r.evaluator)}. Click a column to sort; → means the closer to real "
         "motion the better.</p>"
     )
-    table = f"<div class=wide><table><thead><tr><th>model<th>sets{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    table = f"<div class=wide><table class=board><thead><tr><th>model<th>sets{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     with atomic_write(path) as temporary:
-        temporary.write_text(page(f"{r.protocol['name']} leaderboard", f"{about}{table}<script>{SORT}</script>"), encoding="utf-8")  # fmt: skip
+        temporary.write_text(page(f"{r.protocol['name']} leaderboard", f"{about}{table}<style>body{{max-width:none}}</style><script>{SORT}</script>"), encoding="utf-8")  # fmt: skip
     return Path(path)
 
 

@@ -33,7 +33,7 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1120px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}p.faint,li,figcaption{color:var(--faint)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}th{background:var(--soft);font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}
+th:first-child,td:first-child{text-align:left}table.board td,table.board th{white-space:nowrap}table.board th{cursor:pointer}th{background:var(--soft);font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}
 figure{margin:1rem 0;background:#fff;border-radius:8px;overflow:hidden}figure img,figure svg{width:100%;height:auto;display:block}
 figcaption{background:var(--paper);padding:.4rem 0;font-size:.9rem}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:1rem}
 .wide{overflow-x:auto}
