@@ -20,7 +20,7 @@ from vadis.evaluation.leaderboard import find_reports, markdown, merge, write_le
 from vadis.evaluation.protocol import Protocol, load_protocol, protocol_names
 from vadis.evaluation.reference import from_corpus, from_folder, from_prompts
 from vadis.evaluation.report import METRICS, Report, Value
-from vadis.evaluation.sources import fit_length, model_identity
+from vadis.evaluation.sources import PipelineSource, fit_length, model_identity
 from vadis.evaluators.base import Evaluator
 from vadis.metrics.judge import Choice, Verdict
 from vadis.metrics.physical import ground_quality
@@ -216,6 +216,24 @@ class Copycat(torch.nn.Module):
             raise RuntimeError("power cut")
         rows = [round((float(re.search(r"-?\d+\.\d+", t).group()) + 1) / 0.05) for t in texts]
         return SimpleNamespace(features=[self.walks[r][: round(s * 30)] for r, s in zip(rows, seconds, strict=True)])
+
+
+def test_motions_are_measured_as_handed_out(walks):
+    """A pipeline that cleans feet is judged by its motions; `clean_feet=False` judges the features as decoded."""
+    made, handed_out = MS272.encode(procedural_walk(60)), procedural_walk(60, turn=1.0)
+
+    class Cleaning(Copycat):
+        config = GenerationConfig(clean_feet=True)
+
+        def forward(self, texts, seconds, seed, **_):
+            return SimpleNamespace(features=[made] * len(texts), motion=[handed_out] * len(texts))
+
+    draws = [SimpleNamespace(texts=[SimpleNamespace(text="walk")], frames=60)]
+    protocol = load_protocol("ms272")
+    source, plain = (PipelineSource(Cleaning(walks), protocol, settings=s) for s in ({}, {"clean_feet": False}))
+    assert torch.equal(source.predict(draws, 0, 0)[0], MS272.encode(handed_out))
+    assert torch.equal(plain.predict(draws, 0, 0)[0], made)
+    assert "as they are handed out" in " ".join(source.notes) and len(plain.notes) == 1
 
 
 def test_a_model_that_ends_its_motions_itself(corpus, judge, walks):

@@ -94,6 +94,12 @@ class PipelineSource(Source):
         self.notes = [
             "motions end where the model ends them." if self.ends_itself else "motions last as long as the recordings."
         ]
+        config = getattr(pipe, "config", None)
+        self.cleans = bool(self.settings.get("clean_feet", getattr(config, "clean_feet", False)))
+        if self.cleans and protocol.task != "stream":
+            self.notes.append(
+                "motions are measured as they are handed out, feet cleaned; features as decoded: clean_feet=False."
+            )
         self.identity = model_identity(*parts) + json.dumps(self.settings, sort_keys=True, default=str)
 
     def predict(self, draws: Sequence[Draw], seed: int, start: int) -> list[Tensor]:
@@ -102,7 +108,11 @@ class PipelineSource(Source):
             return [self._stream(d, fps, first + i) for i, d in enumerate(draws)]
         texts = [d.texts[0].text for d in draws]
         seconds = None if self.ends_itself else [d.frames / fps for d in draws]
-        return list(self.pipe(texts, seconds=seconds, seed=first, **self.settings).features)
+        out = self.pipe(texts, seconds=seconds, seed=first, **self.settings)
+        if not self.cleans:
+            return list(out.features)
+        rep = representation(self.protocol.representation)
+        return [rep.encode(motion) for motion in out.motion]
 
     def _stream(self, draw: Draw, fps: float, seed: int) -> Tensor:
         texts, seconds = [t.text for t in draw.texts], [n / fps for n in draw.parts]
