@@ -7,6 +7,7 @@ another one where the two are most alike and writes a corpus of them with timed 
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vadis.data import compose
 from vadis.data.corpus import Caption, Clip, Corpus, CorpusWriter
@@ -78,7 +79,12 @@ def _add(
             continue
         made = _captions(a, HISTORY, 0, seam / fps, fps)
         made += _captions(b, None, seam / fps, joined.num_frames / fps, fps)
-        facts = {"split": a.split, "group": name, "source": "joined", "licence": "see the source corpus"}
+        facts: dict[str, Any] = {
+            "split": a.split,
+            "group": name,
+            "source": "joined",
+            "licence": "see the source corpus",
+        }
         writer.add(name, rep.encode(joined), made, **facts, joined=[a.id, b.id], distance=round(distance, 3))
         return
     writer.reject(name, "no pair is alike enough")
