@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,6 +16,8 @@ from vadis.server.protocol import MAX_MESSAGE_BYTES
 
 SILENT_SECONDS = 10.0
 """Connections that have not asked for anything by then are closed."""
+PATIENCE_SECONDS = 0.5
+"""With a silent connection before another may take its place."""
 MAX_LINGERING = 128
 """Refused connections that are kept for a second."""
 SEND_BUFFER_BYTES = 65536
@@ -48,17 +50,32 @@ def make_server(
     metrics = app.state.service.metrics
 
     class Http(H11Protocol):
-        """Refuses connections beyond the limit, and closes those that say nothing or stop in the middle."""
+        """Keeps to the limit of connections and closes those that say nothing or stop in the middle.
 
-        lingering = 0
+        A new connection takes the place of the oldest that has not asked for anything yet; without one it is refused.
+        """
+
+        silent: ClassVar[dict["Http", float]] = {}
+        lingering: ClassVar[int] = 0
         refused = stalled = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             if len(self.connections) >= limit:
-                self._refuse(transport)
-                return
+                oldest, since = next(iter(Http.silent.items()), (None, 0.0))
+                if oldest is None or self.loop.time() - since < PATIENCE_SECONDS:
+                    self._refuse(transport)
+                    return
+                oldest._give_way()
             super().connection_made(transport)
+            Http.silent[self] = self.loop.time()
             self.watch = self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
+
+        def _give_way(self) -> None:
+            metrics.add("vadis_refused_total", reason="connections")
+            Http.silent.pop(self, None)
+            self.connections.discard(self)
+            self.transport.write(refusal)
+            self.transport.close()
 
         def _refuse(self, transport: asyncio.Transport) -> None:
             self.refused = True
@@ -87,12 +104,15 @@ def make_server(
             self.watch = self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
 
         def data_received(self, data: bytes) -> None:
-            if not self.refused:
+            if not self.refused and not self.transport.is_closing():
                 super().data_received(data)
+                if self.cycle is not None or self not in self.connections:  # a request, or a WebSocket now
+                    Http.silent.pop(self, None)
 
         def connection_lost(self, exc: Exception | None) -> None:
             if not self.refused:
                 self.watch.cancel()
+                Http.silent.pop(self, None)
                 super().connection_lost(exc)
 
     class Socket(WebSocketsSansIOProtocol):

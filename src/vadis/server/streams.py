@@ -32,7 +32,7 @@ class LiveStream:
     """One stream of an engine. Its methods may be called from any thread."""
 
     def __init__(
-        self, engine: "StreamEngine", seed: int | None, pace: Pace, deliver: Callable[[Frames | VadisError], None]
+        self, engine: "StreamEngine", seed: int | None, pace: Pace, deliver: Callable[[Frames | VadisError], object]
     ) -> None:
         self.engine, self.seed, self.pace, self.deliver = engine, seed, pace, deliver
         self.row: int | None = None
@@ -186,7 +186,7 @@ class StreamEngine:
         self._thread.start()
 
     def open(
-        self, deliver: Callable[[Frames | VadisError], None], seed: int | None = None, pace: Pace = "realtime"
+        self, deliver: Callable[[Frames | VadisError], object], seed: int | None = None, pace: Pace = "realtime"
     ) -> LiveStream:
         """A new stream, still without a text. `deliver` is called in the worker's thread and must not wait.
 
