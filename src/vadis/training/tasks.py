@@ -183,10 +183,10 @@ class GeneratorTask(Task):
 TASKS: dict[str, type[Task]] = {
     "tokenizer": TokenizerTask,
     "generator": GeneratorTask,
-    "motionstreamer": MotionStreamerTask,
     "planner": PlannerTask,
     "evaluator": EvaluatorTask,
     "guo-evaluator": GuoTask,
+    "motionstreamer": MotionStreamerTask,
 }
 
 
