@@ -324,6 +324,22 @@ def test_a_stream_equals_the_offline_stream(served: Served, pipe: MotionStreamPi
     check(pieces, offline(pipe, pieces, texts, seed=11))
 
 
+def test_the_documented_client_works(served: Served, tmp_path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    block = next(b for b in page.split("```python")[1:] if "struct.unpack_from" in b).partition("```")[0]
+    script = tmp_path / "client.py"
+    script.write_text(block.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}").replace("seed=0", "seed=0&pace=fast"))
+    with subprocess.Popen([sys.executable, "-u", script], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = list(itertools.takewhile(lambda line: "text 2" not in line, process.stdout))
+        finally:
+            process.kill()
+    assert any(line.startswith("  4.00 s  text 1  pelvis at ") for line in lines)
+    assert any("'number': 2, 'text': 'a person sits down'" in line for line in lines)
+    assert served.settled()
+
+
 def test_streams_in_one_batch_do_not_feel_each_other(served: Served, pipe: MotionStreamPipeline) -> None:
     results: dict[int, list[protocol.Frames]] = {}
 

@@ -10,7 +10,6 @@ from vadis.cli.common import check_number, say
 from vadis.errors import MissingExtra, VadisError
 
 DEFAULT_MODELS = ("vadis-mini", "vadis-mini-stream")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Serve:
     """Clients must send it; by default the environment variable VADIS_TOKEN, if set."""
     origin: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Web origin whose pages may connect, such as https://example.org; * for all."""
+    allow_host: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Name by which a proxy on this machine passes requests on, beside 127.0.0.1 and localhost."""
     max_streams: int = 16
     """Streams at a time."""
     max_streams_per_client: int = 8
@@ -73,7 +74,7 @@ class Serve:
             raise VadisError(f"can't listen on {self.host}:{port}: choose another --port or --host.")
 
     def _settings(self) -> Any:
-        from vadis.server.limits import ServerSettings
+        from vadis.server.limits import LOOPBACK, ServerSettings
 
         if not 0 <= self.port <= 65535:
             raise VadisError(f"--port must be between 0 and 65535; got {self.port}.")
@@ -90,7 +91,7 @@ class Serve:
             )
         return ServerSettings(
             token=token,
-            local_only=local,
+            hosts=(*LOOPBACK, *self.allow_host) if local else ("*",),
             origins=self.origin,
             max_connections=self.max_connections,
             max_streams=self.max_streams,

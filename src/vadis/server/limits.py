@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from vadis.server.metrics import Metrics
 from vadis.server.protocol import MAX_MESSAGE_BYTES
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/health", "/docs", "/openapi.json")
 """Need no token: they say nothing about anyone's motion."""
 PATHS = (*OPEN_PATHS, "/generate", "/models", "/metrics", "/stream")
@@ -28,8 +29,8 @@ class ServerSettings:
 
     token: str | None = None
     """Asked for as `Authorization: Bearer TOKEN`, or `?token=` on the WebSocket."""
-    local_only: bool = True
-    """Answer only requests addressed to this machine by a loopback name, so that web pages can't reach in by DNS."""
+    hosts: tuple[str, ...] = LOOPBACK
+    """Names by which the server may be addressed, so that web pages can't reach in by a name of their own; * for all."""
     origins: tuple[str, ...] = ()
     """Web origins that may connect beside the server's own, such as https://example.org; * for all."""
     max_connections: int = Field(default=512, ge=1)
@@ -136,8 +137,12 @@ class Guard:
     def _refusal(self, scope: Any) -> tuple[int, str, str] | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
-        if self.settings.local_only and _hostname(f"//{host}") not in ("localhost", "127.0.0.1", "::1"):
-            return 403, "host", "this server answers on this machine only: address it as 127.0.0.1."
+        if "*" not in self.settings.hosts and _hostname(f"//{host}") not in self.settings.hosts:
+            return (
+                403,
+                "host",
+                f"this server is addressed as {', '.join(self.settings.hosts)}; start it with --allow-host.",
+            )
         origin = headers.get("origin")
         if origin and "*" not in self.settings.origins and origin not in self.settings.origins:
             own = urlsplit(origin).netloc.lower() == host.lower()
