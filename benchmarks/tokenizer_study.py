@@ -30,7 +30,7 @@ RUNS = {
         ("model.groups=6", "init=random", "model.use_patcher=false", "model.patch_size=1", "model.down_t=2",
          "model.activation=relu", "model.smoothing=0", "model.width=152", "model.code_dim=152"),
     ),
-    "fsq 1x16384": ("fsq", ("model.levels=[8,8,8,6,5]", "model.groups=1")),
+    "fsq 1x15360": ("fsq", ("model.levels=[8,8,8,6,5]", "model.groups=1")),
     **{f"vq {k}": ("vq", (f"model.codebook_size={k}",)) for k in SIZES},
     **{f"vq {k}, no reset": ("vq", (f"model.codebook_size={k}", "model.update=ema")) for k in (512, *SIZES[1:])},
     **{f"rvq 6x{k}": ("rvq", (f"model.codebook_size={k}",)) for k in SIZES[:-1]},
@@ -110,13 +110,16 @@ def sizes_plot(folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    for family in ("vq", "rvq"):
-        pages = [json.loads(p.read_text())["report"] for p in folder.glob("*.json")]
-        rows = sorted((r for r in pages if r["family"] == family), key=lambda r: r["vocab_size"])
+    pages = [json.loads(p.read_text())["report"] for p in folder.glob("*.json")]
+    for label in ("vq", "vq, no reset", "rvq"):
+        of_family = [
+            r for r in pages if r["family"] == label.split(",")[0] and ("no reset" in r["name"]) == ("," in label)
+        ]
+        rows = sorted(of_family, key=lambda r: r["vocab_size"])
         sizes = [r["vocab_size"] for r in rows]
-        axes[0].plot(sizes, [r["local_mm"] for r in rows], "o-", label=family)
-        axes[1].plot(sizes, [r["utilisation"] for r in rows], "o-", label=family)
-        axes[2].plot(sizes, [r["perplexity"] for r in rows], "o-", label=family)
+        axes[0].plot(sizes, [r["local_mm"] for r in rows], "o-", label=label)
+        axes[1].plot(sizes, [r["utilisation"] for r in rows], "o-", label=label)
+        axes[2].plot(sizes, [r["perplexity"] for r in rows], "o-", label=label)
     for axis, label in zip(axes, ("local joint error, mm", "share of codes used", "perplexity"), strict=True):
         axis.set(xscale="log", xlabel="codes a codebook", ylabel=label)
         axis.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """`vadis benchmark tokenizers --data CORPUS --models …`."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,7 +83,7 @@ class BenchmarkTokenizers:
             "data": [str(self.data), self.split, self.seconds, len(clips), sum(map(len, clips))],
             "evaluator": self.evaluator and fingerprint(evaluator),
         }
-        path = folder / f"{name}.json"
+        path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.json"
         if path.is_file():
             page = json.loads(path.read_text(encoding="utf-8"))
             if page.get("key") == key:

@@ -46,15 +46,26 @@ def rate_distortion_plot(reports: Sequence[TokenizerReport], path: str | Path) -
     for axis, (key, label) in zip(axes, panels, strict=True):
         for i, family in enumerate(families):
             points = sorted((r.bits_per_second, getattr(r, key), r.name) for r in reports if r.family == family)
-            x, y, names = zip(*points, strict=True)
+            x, y, _ = zip(*points, strict=True)
             axis.plot(x, y, "o", color=f"C{i % 10}", label=family, markersize=6)
-            for place, name in zip(zip(x, y, strict=True), names, strict=True):
-                axis.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=6.5)
         axis.set(xscale="log", yscale="log", xlabel="bits per second", ylabel=label)
         axis.grid(which="both", alpha=0.25)
+        axis.margins(0.12, 0.08)
+        _names(axis, [(r.bits_per_second, getattr(r, key), r.name) for r in reports])
     axes[0].legend(fontsize=8)
     _save(figure, Path(path))
     plt.close(figure)
+
+
+def _names(axis: Any, points: list[tuple[float, float, str]]) -> None:
+    """Name the points, but for those whose name would lie on another; the table has them all."""
+    placed: list[tuple[float, float]] = []
+    axis.autoscale_view()
+    for x, y, name in points:
+        across, up = axis.transData.transform((x, y))
+        if all(abs(up - v) > 11 or abs(across - u) > 95 for u, v in placed):
+            axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=6.5)
+            placed.append((across, up))
 
 
 def bars_plot(reports: Sequence[TokenizerReport], path: str | Path) -> None:
