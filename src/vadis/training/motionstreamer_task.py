@@ -45,6 +45,8 @@ class LatentData:
     """Share of segments that begin somewhere inside, after a history of their own: what a stream reads when its row is full."""
     no_history: float = Field(default=0.0, ge=0, le=1)
     """Share of segments that begin from nothing although something came before."""
+    longest: int | None = Field(default=None, ge=1)
+    """Latents of a segment that are read at most, from its beginning, which is where the text tells most. Null: all."""
     kind_weights: dict[str, float] = Field(default_factory=lambda: {"history": 0.0})
     """How likely sentences of a kind are; 1 when not named. A segment of which all are 0 only serves as history."""
     min_frames: int = Field(default=MIN_FRAMES, ge=4)
@@ -160,6 +162,8 @@ class MotionStreamerTask(Task):
             return latents[: self.room], 0, vector
         if draw[1] < data.slide and b - a > 1:
             a += 1 + int(draw[2] * (b - a - 1))
+        if data.longest is not None and b - a > data.longest:
+            b, ends = a + data.longest, False
         if data.max_history is None:
             return self._latents(corpus, before, b, ends), a - before, vector
         most = min(a - before, data.max_history, self.room - (b - a) - ends)
