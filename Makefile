@@ -41,7 +41,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo pyproject.toml
 	@echo "installing what the tests need"
-	$(PIP) install -qq -c constraints.txt -e '.[llm,export,viewer,train,dev]'
+	$(PIP) install -qq -c constraints.txt -e '.[llm,export,viewer,train,server,dev]'
 	touch $@
 
 # The Khronos glTF validator checks our GLB files in the tests that find it; without npm they are skipped.

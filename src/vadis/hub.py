@@ -373,7 +373,8 @@ def find_folder(source: str | Path, **hub_options: Any) -> Path:
         hub_options["local_files_only"] = True
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npy", "*.npz", "*.md"]
-        return Path(snapshot_download(name, **{"allow_patterns": patterns} | hub_options))
+        options: dict[str, Any] = {"allow_patterns": patterns} | hub_options
+        return Path(snapshot_download(name, **options))
     except Exception as error:  # many kinds: no network, no such id, gated, not in the cache
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(

@@ -85,9 +85,11 @@ class EvaluatorTask(Task):
     def _load_language(self) -> None:
         from transformers import DistilBertModel
 
+        language = self.model.textencoder.text_model
+        assert language is not None  # it is what text_encoder "distilbert" stands for
         try:
             pretrained = DistilBertModel.from_pretrained(self.recipe.text_model)
-            self.model.textencoder.text_model.load_state_dict(pretrained.state_dict())
+            language.load_state_dict(pretrained.state_dict())
         except (OSError, RuntimeError) as error:
             reason = (str(error).splitlines() or [""])[0][:160]
             raise ModelError(f"can't take the language model {self.recipe.text_model} ({reason}).") from error
