@@ -1,0 +1,126 @@
+"""The server and the live page in a headless Chromium, driven by Playwright; skipped where either is missing."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vadis
+from vadis.generators import MotionStreamer, MotionStreamerConfig
+from vadis.pipelines.player import Player
+from vadis.pipelines.stream import MotionStreamPipeline, StreamConfig
+from vadis.representations import representation
+from vadis.tokenizers import CausalTAE, CausalTAEConfig
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
+FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+
+
+class Words:
+    """A sentence encoder without weights."""
+
+    def sentence(self, text: str) -> torch.Tensor:
+        return torch.randn(1, 6, generator=torch.Generator().manual_seed(sum(map(ord, text))))
+
+    def null_sentence(self) -> torch.Tensor:
+        return torch.zeros(6)
+
+
+@pytest.fixture(scope="module")
+def pipe(walk) -> MotionStreamPipeline:
+    torch.manual_seed(0)
+    tokenizer = CausalTAE(CausalTAEConfig(width=16, latent_dim=4)).eval()
+    features = representation("ms272").encode(walk)
+    tokenizer.set_statistics(features.mean(0), features.std(0).clamp_min(0.01))
+    sizes = dict(n_layer=1, n_head=2, n_embd=16, block_size=14, text_dim=6, latent_dim=4, head_layers=1, head_width=16)
+    config = StreamConfig(steps=2, min_latents=2, text_encoder="minilm")
+    return MotionStreamPipeline(tokenizer, MotionStreamer(MotionStreamerConfig(**sizes)).eval(), Words(), config)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def eventually(page: Any, test: Any, seconds: float = 90.0) -> bool:
+    end = time.monotonic() + seconds
+    while not test():
+        if time.monotonic() > end:
+            return False
+        page.wait_for_timeout(50)
+    return True
+
+
+def test_the_live_page_does_what_is_typed_and_gives_recordings(pipe, browser, tmp_path: Path) -> None:
+    pytest.importorskip("viser", reason="needs the viewer extra")
+    pytest.importorskip("pygltflib", reason="needs the export extra")
+    from vadis.viewer.live_stream import LiveApp
+
+    player = Player(pipe.stream(seed=1)).start()
+    page = browser.new_page(viewport={"width": 800, "height": 520})
+    page.set_default_timeout(90_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    try:
+        with LiveApp(player, port=0) as app:
+            page.goto(app.url)
+            page.get_by_role("button", name="Do it").wait_for()
+            box = page.locator("form input").first
+            box.fill("a person walks")
+            page.get_by_role("button", name="Record").click()
+            box.press("Enter")
+            assert eventually(page, lambda: player.stream.text == "a person walks")
+            box.fill("a person waves")
+            page.get_by_role("button", name="Do it").click()
+            assert eventually(page, lambda: player.stream.text == "a person waves")
+            assert eventually(page, lambda: page.get_by_text("from text to frames").count() == 1)
+            page.get_by_role("button", name="Stop recording").click()
+            player.pause()
+            assert eventually(page, lambda: not app.bvh.disabled)
+            for suffix in ("bvh", "glb"):
+                with page.expect_download() as download:
+                    page.get_by_role("button", name=f"Download {suffix.upper()}").click()
+                download.value.save_as(tmp_path / f"recording.{suffix}")
+                assert vadis.load_motion(tmp_path / f"recording.{suffix}").num_frames == app.recorded.num_frames > 8
+            assert errors == []
+    finally:
+        page.close()
+        player.stop()
+
+
+def test_the_documented_javascript_reads_the_stream(pipe, browser) -> None:
+    pytest.importorskip("fastapi", reason="needs the server extra")
+    from vadis.server.run import make_server
+    from vadis.viewer.stage import free_port
+
+    port = free_port()
+    server = make_server({"tiny": pipe}, port=port)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    page = browser.new_page()
+    text = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    script = text.split("```js")[1].partition("```")[0].replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    try:
+        assert eventually(page, lambda: server.started)
+        page.goto(f"http://127.0.0.1:{port}/health")
+        page.add_script_tag(content=f"const seen = []; const show = (...frame) => seen.push(frame);\n{script}")
+        assert eventually(page, lambda: page.evaluate("seen.length") >= 20)
+        rows = page.evaluate("seen.slice(0, 20).map(([t, p, r]) => [t, p, r.map(q => Array.from(q))])")
+    finally:
+        page.close()
+        server.should_exit = True
+        thread.join(60)
+    assert [row[0] for row in rows] == pytest.approx([k / 30 for k in range(20)], abs=1e-6)
+    lengths = torch.tensor([row[2] for row in rows]).norm(dim=-1)
+    assert lengths.shape == (20, 22)
+    torch.testing.assert_close(lengths, torch.ones(20, 22), atol=1e-5, rtol=0)
