@@ -136,6 +136,8 @@ def test_the_streaming_stage_keeps_the_segment_before(recipe):
     assert set(drawn.tolist()) == {0, 1, 2, 3}
     sliding = MotionStreamerTask(load_recipe(recipe, ["data.max_history=30", "data.slide=1"]))
     assert int(sliding.batch(0, step_generator(0, 0, 1))["history"].max()) > 9
+    begun = MotionStreamerTask(load_recipe(recipe, ["data.longest=5"])).batch(0, step_generator(0, 0, 0))
+    assert (begun["lengths"] - begun["history"] == 5).all()
 
 
 def test_text_to_motion_cuts_drops_and_forgets_the_text(recipe):
@@ -143,7 +145,12 @@ def test_text_to_motion_cuts_drops_and_forgets_the_text(recipe):
     task = MotionStreamerTask(load_recipe(recipe, options))
     batch = task.batch(0, step_generator(0, 0, 0))
     assert not batch["history"].any()
-    assert set(batch["lengths"].tolist()) <= {7, 8, 13, 14}  # a part loses a latent, the last one too, which has an end latent
+    assert set(batch["lengths"].tolist()) <= {
+        7,
+        8,
+        13,
+        14,
+    }  # a part loses one latent, the last part perhaps its end latent
     assert int((batch["text"] == task.null).all(dim=1).sum()) == 20
 
 
@@ -231,3 +238,55 @@ def test_babel_stream_folders_come_back(corpus, tmp_path, underscore):
     (folder / "train_stream_text" / f"{name}.txt").unlink()
     with pytest.raises(FileError, match="has no text"):
         read_babel_stream(folder, tmp_path / "back")
+
+
+def test_a_balanced_start_carries_the_signal():
+    torch.manual_seed(0)
+    model = CausalTAE(CausalTAEConfig(width=32, latent_dim=4, depth=2)).eval()
+    x = torch.randn(2, 64, 272)
+    before, _ = model.moments(x)
+    model.init_balanced()
+    after, log_variance = model.moments(x)
+    assert before.std(dim=1).mean() < 0.1 < 0.3 < after.std(dim=1).mean() < 5
+    assert (log_variance - -4).abs().mean() < 0.5
+    assert model(x).reconstruction.std() < x.std()
+
+
+def test_kinematic_terms_of_the_auto_encoder_count_like_a_likelihood(tokenizer):
+    model = vadis.load(tokenizer)
+    features = representation("ms272").encode(procedural_walk(65))[None, :64]
+    x = (features - model.mean) / model.std
+    model.requires_grad_(False)
+    plain, _ = model.loss(x)
+    posed, _ = model.loss(x, posed_position_weight=2.0, pooled_root_weight=0.5)
+    assert set(posed) - set(plain) == {"posed_positions", "pooled_root"}
+    expected = x.numel() * (posed["posed_positions"].log() + 0.25 * posed["pooled_root"].log())
+    assert float(posed["total"] - plain["total"]) == pytest.approx(float(expected), rel=1e-3)
+    with pytest.raises(ModelError, match="posed_weight"):
+        model.loss(x, posed_weight=1.0)
+
+
+def test_the_bundled_model_streams():
+    pipe = vadis.load("vadis-mini-stream", text_encoder=Sentences())
+    assert sum(p.stat().st_size for p in Path(vadis.__file__).parent.glob("models/vadis-mini-stream/**/*")) < 40e6
+    stream = pipe.stream("a person walks forward", seed=0)
+    pieces = [stream.next_frames() for _ in range(12)]
+    stream.push_text("a person stands still")
+    pieces += [stream.next_frames() for _ in range(4)]
+    assert [p.start for p in pieces] == list(range(0, 64, 4)) and pieces[-1].text == "a person stands still"
+    places = torch.cat([p.motion.positions for p in pieces])
+    assert torch.isfinite(places).all() and 0.5 < float(places[:, 0, 1].min()) < float(places[:, 0, 1].max()) < 1.3
+    assert float(torch.diff(places, dim=0).norm(dim=-1).max()) * 30 < 15  # metres a second
+    again = pipe.stream("a person walks forward", seed=0)
+    assert torch.equal(again.next_frames().features, pieces[0].features)
+
+
+class Sentences:
+    """Stands in for MiniLM, which is not part of the package."""
+
+    def sentence(self, texts):
+        texts = [texts] if isinstance(texts, str) else texts
+        return torch.nn.functional.normalize(torch.ones(len(texts), 384), dim=-1)
+
+    def null_sentence(self):
+        return torch.nn.functional.normalize(torch.arange(384.0), dim=0)
