@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from stream_models import small_pipe
 
 import vadis
-from vadis.generators import MotionStreamer, MotionStreamerConfig
 from vadis.pipelines.player import Player
-from vadis.pipelines.stream import MotionStreamPipeline, StreamConfig
-from vadis.representations import representation
-from vadis.tokenizers import CausalTAE, CausalTAEConfig
+from vadis.pipelines.stream import MotionStreamPipeline
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,25 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="nee
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 
 
-class Words:
-    """A sentence encoder without weights."""
-
-    def sentence(self, text: str) -> torch.Tensor:
-        return torch.randn(1, 6, generator=torch.Generator().manual_seed(sum(map(ord, text))))
-
-    def null_sentence(self) -> torch.Tensor:
-        return torch.zeros(6)
-
-
 @pytest.fixture(scope="module")
 def pipe(walk) -> MotionStreamPipeline:
-    torch.manual_seed(0)
-    tokenizer = CausalTAE(CausalTAEConfig(width=16, latent_dim=4)).eval()
-    features = representation("ms272").encode(walk)
-    tokenizer.set_statistics(features.mean(0), features.std(0).clamp_min(0.01))
-    sizes = dict(n_layer=1, n_head=2, n_embd=16, block_size=14, text_dim=6, latent_dim=4, head_layers=1, head_width=16)
-    config = StreamConfig(steps=2, min_latents=2, text_encoder="minilm")
-    return MotionStreamPipeline(tokenizer, MotionStreamer(MotionStreamerConfig(**sizes)).eval(), Words(), config)
+    return small_pipe(walk)
 
 
 @pytest.fixture(scope="module")

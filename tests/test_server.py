@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stream_models import Words, small_pipe
 
 import vadis
 from vadis import rotation
 from vadis.errors import ModelError, ShapeError, VadisError
-from vadis.generators import MotionStreamer, MotionStreamerConfig
-from vadis.pipelines.stream import MotionStreamPipeline, StreamConfig
-from vadis.representations import representation
+from vadis.pipelines.stream import MotionStreamPipeline
 from vadis.server import protocol
 from vadis.server.limits import Busy, Places, ServerSettings
 from vadis.server.streams import StreamEngine
-from vadis.tokenizers import CausalTAE, CausalTAEConfig
 
 pytest.importorskip("fastapi", reason="needs the server extra")
 pytest.importorskip("uvicorn", reason="needs the server extra")
@@ -35,29 +33,9 @@ client = pytest.importorskip("websockets.sync.client", reason="needs the server 
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
 
-class Words:
-    """A sentence encoder without weights: a random vector that the text decides."""
-
-    def sentence(self, text: str) -> torch.Tensor:
-        return torch.randn(1, 6, generator=torch.Generator().manual_seed(sum(map(ord, text))))
-
-    def null_sentence(self) -> torch.Tensor:
-        return torch.zeros(6)
-
-
 @pytest.fixture(scope="module")
 def pipe(walk) -> MotionStreamPipeline:
-    torch.manual_seed(0)
-    tokenizer = CausalTAE(CausalTAEConfig(width=16, latent_dim=4)).eval()
-    features = representation("ms272").encode(walk)
-    tokenizer.set_statistics(features.mean(0), features.std(0).clamp_min(0.01))
-    sizes = dict(n_layer=2, n_head=2, n_embd=16, block_size=14, text_dim=6, latent_dim=4, head_layers=1, head_width=16)
-    generator = MotionStreamer(MotionStreamerConfig(**sizes)).eval()
-    for name, parameter in generator.named_parameters():
-        if "adaLN" in name or "final_layer" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    config = StreamConfig(steps=4, min_latents=2, text_encoder="minilm")
-    return MotionStreamPipeline(tokenizer, generator, Words(), config)
+    return small_pipe(walk)
 
 
 class Served:

@@ -5,41 +5,19 @@ import math
 
 import pytest
 import torch
+from stream_models import Words, small_pipe
 
 import vadis
 from vadis import rotation
 from vadis.errors import ModelError, VadisError
-from vadis.generators import MotionStreamer, MotionStreamerConfig
-from vadis.pipelines.stream import MotionStream, MotionStreamPipeline, RunningRoot, StreamConfig
+from vadis.pipelines.stream import MotionStream, MotionStreamPipeline, RunningRoot
 from vadis.representations import representation
 from vadis.tokenizers import CausalTAE, CausalTAEConfig
 
 
-class Words:
-    """A sentence encoder without weights: a random vector that the text decides."""
-
-    def sentence(self, text: str) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(sum(map(ord, text)))
-        return torch.randn(1, 6, generator=generator)
-
-    def null_sentence(self) -> torch.Tensor:
-        return torch.zeros(6)
-
-
 @pytest.fixture(scope="module")
 def pipe(walk) -> MotionStreamPipeline:
-    torch.manual_seed(0)
-    tokenizer = CausalTAE(CausalTAEConfig(width=16, latent_dim=4)).eval()
-    features = representation("ms272").encode(walk)
-    tokenizer.set_statistics(features.mean(0), features.std(0).clamp_min(0.01))
-    sizes = dict(n_layer=2, n_head=2, n_embd=16, block_size=14, text_dim=6, latent_dim=4, head_layers=1, head_width=16)
-    generator = MotionStreamer(MotionStreamerConfig(**sizes)).eval()
-    for name, parameter in generator.named_parameters():
-        if "adaLN" in name or "final_layer" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return MotionStreamPipeline(
-        tokenizer, generator, Words(), StreamConfig(steps=4, min_latents=2, text_encoder="minilm")
-    )
+    return small_pipe(walk)
 
 
 def take(stream: MotionStream, count: int) -> list:

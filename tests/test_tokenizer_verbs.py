@@ -16,6 +16,7 @@ from vadis.errors import ModelError, VadisError
 from vadis.io.tokens import TokenFile
 from vadis.pipelines.compare_tokenizers import held_out_clips, measure
 from vadis.representations import representation
+from vadis.tokenizers import DSFTTokenizer
 from vadis.training import train
 
 
@@ -74,6 +75,18 @@ def test_tokens_of_other_weights_and_foreign_files_are_refused(models, tmp_path,
     tokens.write_bytes(tokens.read_bytes()[:200])
     assert run("detokenize", tokens, "-o", tmp_path / "x.bvh") == 2
     assert "is no token file" in capsys.readouterr().err and not (tmp_path / "x.bvh").exists()
+
+
+def test_a_dsft_model_is_reconstructed_but_fills_no_token_file(corpus, tmp_path, capsys) -> None:
+    source = tmp_path / "walk.bvh"
+    procedural_walk(60).save(source)
+    clips = [clip.features for clip in Corpus.open(corpus)]
+    DSFTTokenizer.fit(clips, "ms272", vocab=(4096, 4096)).save_pretrained(tmp_path / "dsft")
+    assert run("tokenize", source, "-o", tmp_path / "x.npz", "--model", tmp_path / "dsft") == 2
+    assert "don't fit a token file" in capsys.readouterr().err and not (tmp_path / "x.npz").exists()
+    assert run("reconstruct", source, "-o", tmp_path / "made.bvh", "--model", tmp_path / "dsft", "--json") == 0
+    page = json.loads(capsys.readouterr().out)
+    assert page["family"] == "dsft" and page["rate"] == "measured" and 0 < page["local_mm"] < 200
 
 
 def test_reconstruct_writes_both_and_says_the_loss(models, tmp_path, capsys) -> None:

@@ -13,7 +13,7 @@ _LAZY = {
     "retarget": "vadis.retargeting",
     "representation": "vadis.representations",
     "load": "vadis.hub",
-    "import_checkpoint": "vadis.hub",
+    "import_checkpoint": "vadis.importing",
     "evaluate": "vadis.pipelines.evaluate",
     "VadisError": "vadis.errors",
 }

@@ -1,12 +1,11 @@
-"""Saving, loading and importing: one component a folder, several in a bundle, the same call for disk and Hub.
+"""Saving and loading: one component a folder, several in a bundle, the same call for disk and Hub.
 
     folder/config.json          {"vadis": "1", "kind": "tokenizer", "type": "fsq", ...the flat config...}
     folder/model.safetensors    (or model-00001-of-0000N.safetensors with an index, above 5 GB)
     bundle/model_index.json     {"_class_name": ..., "_vadis_version": ..., "tokenizer": ["vadis", "FSQTokenizer"], ...}
     bundle/tokenizer/ ...       a component folder each; {"hub": id} for a part that is fetched, null for none
 
-Loading is strict and runs no code from the folder. A published checkpoint comes in through `import_checkpoint`; the map of
-its names lives in the file of its family.
+Loading is strict and runs no code from the folder. Published checkpoints come in through `vadis.importing`.
 """
 
 import json
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vadis.checkpoint import find_state_dict, load_strictly, read_file, read_state_dict, weights_file
+from vadis.checkpoint import load_strictly
 from vadis.component import build_config
 from vadis.errors import FileError, ModelError
 from vadis.files import atomic_folder, atomic_write
@@ -54,54 +53,19 @@ BUNDLES = {
     "MotionStreamPipeline": "vadis.pipelines.stream:MotionStreamPipeline",
 }
 """`_class_name` in model_index.json → class with `from_pretrained(folder, dtype=, device=, **overrides)`."""
-IMPORTERS = {
-    "motionstreamer-tae": "vadis.tokenizers.causal_tae:from_motionstreamer",
-    "motionmillion-fsq": "vadis.tokenizers.fsq:from_motionmillion",
-    "t2mgpt-vqvae": "vadis.tokenizers.vqvae:from_t2mgpt",
-    "momask-rvq": "vadis.tokenizers.rvqvae:from_momask",
-    "motion-vqvae": "vadis.tokenizers.mg_vqvae:from_motion_vqvae",
-    "t2mgpt-gpt": "vadis.generators.t2mgpt:from_t2mgpt",
-    "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
-    "motionstreamer-ar": "vadis.generators.motionstreamer:from_motionstreamer",
-    "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
-    "guo-evaluator": "vadis.evaluators.guo:from_guo",
-    "nrdf": "vadis.metrics.nrdf:from_nrdf",
-}
-"""Kind of a published file → function of its state dict and options."""
-WHOLE_FILES = {"guo-evaluator"}
-"""Kinds whose file holds several state dicts: their importer takes all that it holds."""
-NORMALIZED = {
-    "guo-evaluator",
-    "momask-rvq",
-    "motion-vqvae",
-    "motionmillion-fsq",
-    "motionstreamer-tae",
-    "ms272-evaluator",
-    "t2mgpt-vqvae",
-}
-"""Kinds whose statistics are looked for beside the file when they are not given."""
-OPTION_FILES = {
-    "momask-rvq": "vadis.tokenizers.rvqvae:options_beside",
-    "motion-vqvae": "vadis.tokenizers.mg_vqvae:options_beside",
-}
-"""Kind of a published file → function of its path that reads the options lying beside it."""
-FOLDER_IMPORTERS = {
-    "dsft": "vadis.tokenizers.dsft_files:from_original",
-    "motius-gotozero": "vadis.generators.motius:from_folder",
-}
-"""Kind of a published folder → function of its path and options."""
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
           "float16": torch.float16, "fp16": torch.float16}  # fmt: skip
 
 
-def _resolve(target: str) -> Any:
+def resolve(target: str) -> Any:
+    """The object that `module:name` stands for."""
     module, name = target.split(":")
     return getattr(import_module(module), name)
 
 
 def component_classes() -> dict[str, type]:
     """Every class of COMPONENTS by its `type`; imports their modules."""
-    return {name: _resolve(target) for name, target in COMPONENTS.items()}
+    return {name: resolve(target) for name, target in COMPONENTS.items()}
 
 
 # ---- saving
@@ -245,7 +209,7 @@ def load(
             raise ModelError(
                 f"{folder} is a {name}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
             )
-        return _resolve(BUNDLES[name]).from_pretrained(folder, dtype=dtype, device=device, **overrides)
+        return resolve(BUNDLES[name]).from_pretrained(folder, dtype=dtype, device=device, **overrides)
     if overrides:
         raise ModelError(f"a single component takes no {', '.join(overrides)}: leave it out.")
     return load_component(folder, dtype=dtype, device=device, strict=strict)
@@ -268,7 +232,7 @@ def load_component(
         raise ModelError(
             f"{folder} has the type {page.get('type')!r}; this vadis knows {', '.join(sorted(COMPONENTS))}."
         )
-    cls = _resolve(COMPONENTS[page["type"]])
+    cls = resolve(COMPONENTS[page["type"]])
     if hasattr(cls, "from_folder"):  # no network: the class reads its own files
         return cls.from_folder(folder)
     known = {field.name for field in fields(cls.config_class)}
@@ -434,51 +398,7 @@ def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-# ---- published checkpoints
-
-
-def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **options: Any) -> Any:
-    """Turn a published checkpoint (file, folder or state dict) into our component, strictly: every name is used once.
-
-    `options` are fields of the component's config that the tensors don't tell, and `mean`, `std` (arrays or .npy files; for
-    a tokenizer they are also looked for beside the file). Raises ModelError or FileError.
-    """
-    kinds = IMPORTERS | FOLDER_IMPORTERS
-    if kind not in kinds:
-        raise ModelError(f"unknown checkpoint kind {kind!r}: use one of {', '.join(sorted(kinds))}.")
-    for name in ("mean", "std"):
-        if isinstance(options.get(name), str | Path):
-            options[name] = read_array(options[name])
-    if kind in FOLDER_IMPORTERS:
-        if isinstance(source, Mapping):
-            raise ModelError(f"{kind} is a folder of several files: give its path.")
-        return _resolve(kinds[kind])(find_folder(source), **options)
-    importer = _resolve(kinds[kind])
-    if isinstance(source, Mapping):
-        return importer(source if kind in WHOLE_FILES else find_state_dict(source), **options)
-    preferred = [f"{kind.split('-')[-1]}{suffix}" for suffix in (".safetensors", ".pt", ".pth")]
-    path = weights_file(source, (*preferred, "net_best_fid.tar"))
-    payload = read_file(path) if kind in WHOLE_FILES else read_state_dict(path)
-    if kind in OPTION_FILES:
-        options = _resolve(OPTION_FILES[kind])(path) | options
-    if kind in NORMALIZED and "mean" not in options and "std" not in options:
-        found = _statistics(path)
-        if not found and not any(str(name).split(".")[-1] == "mean" for name in payload):
-            warnings.warn(
-                f"{path.name} holds no mean and std, so features must be normalised already; give mean=, std=.",
-                stacklevel=2,
-            )
-        options |= found
-    return importer(payload, **options)
-
-
-def _statistics(weights: Path) -> dict[str, np.ndarray]:
-    """The mean and std that lie beside the weights, or in a folder `meta` there or one up, as published programs put them."""
-    for folder in (weights.parent, weights.parent / "meta", weights.parent.parent / "meta"):
-        for names in (("mean.npy", "std.npy"), ("Mean.npy", "Std.npy")):
-            if all((folder / name).is_file() for name in names):
-                return {name[:-4].lower(): read_array(folder / name) for name in names}
-    return {}
+# ---- files and the Hub
 
 
 def read_array(path: str | Path) -> np.ndarray:
@@ -501,5 +421,4 @@ def push(model: Any, repo_id: str, *, private: bool = True, token: str | None = 
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with vadis"))
 
 
-__all__ = ["bundled_models", "import_checkpoint", "load", "load_bundle", "load_component", "push", "read_file", "save_bundle",
-           "save_pretrained"]  # fmt: skip
+__all__ = ["bundled_models", "load", "load_bundle", "load_component", "push", "save_bundle", "save_pretrained"]

@@ -21,19 +21,22 @@ from .fixtures import arrays, manifest, manifests
 STREAMS = ("base", "phys")
 
 
-def about(folder: Path, word: str) -> dict[str, Any]:
-    """The manifest of a folder of the kind asked for; other kinds of this topic are passed over."""
-    page = manifest(folder)
-    kinds = {
-        "transform": "identity symbol coder" in page.get("how", ""),
-        "bpe": "ill_formed" in page,
-        "sequence": "tokenized_json" in page,
-        "frequency": "literal_report" in page,
-    }
-    assert sum(kinds.values()) == 1, f"{folder}: a kind of fixture that this test does not know"
-    if not kinds[word]:
-        pytest.skip("another kind of fixture, tested by its own function")
-    return page
+def folders(word: str) -> list[Any]:
+    """The folders of the kind asked for; every folder of this topic must be of exactly one kind."""
+    result = []
+    for parameter in manifests("dsft"):
+        if (folder := parameter.values[0]) is None:
+            return [parameter]
+        page = manifest(folder)
+        kinds = {
+            "transform": "identity symbol coder" in page.get("how", ""),
+            "bpe": "ill_formed" in page,
+            "sequence": "tokenized_json" in page,
+            "frequency": "literal_report" in page,
+        }
+        assert sum(kinds.values()) == 1, f"{folder}: a kind of fixture that this test does not know"
+        result += [parameter] if kinds[word] else []
+    return result
 
 
 def numbers(folder: Path, prefix: str = "") -> dict[str, np.ndarray]:
@@ -47,9 +50,9 @@ def split_of(case: dict[str, Any], data: dict[str, np.ndarray]) -> SplitSpec:
     return SplitSpec.from_columns(name, data[f"split{name}_base"], data[f"split{name}_phys"])
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("transform"))
 def test_transform_integers_and_reconstruction(folder: Path) -> None:
-    cases, data = about(folder, "transform")["cases"], numbers(folder)
+    cases, data = manifest(folder)["cases"], numbers(folder)
     for case in cases:
         config = DSFTConfig(
             representation="other", fps=20, split=split_of(case, data), K=(case["K_base"], case["K_phys"]),
@@ -70,9 +73,8 @@ def test_transform_integers_and_reconstruction(folder: Path) -> None:
             assert np.abs(made[:, columns] - data[f"{case['name']}/{stream}_recon"]).max() <= 1e-5
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("transform"))
 def test_known_splits_are_those_of_the_original(folder: Path) -> None:
-    about(folder, "transform")
     data = numbers(folder)
     names = {"276": "vimogen276", "263_upstream": "upstream_shifted", "263_semantic": "hml263", "272": "ms272"}
     for key, name in names.items():
@@ -81,9 +83,9 @@ def test_known_splits_are_those_of_the_original(folder: Path) -> None:
                 assert np.array_equal(columns, data[f"split{key}_{stream}"])
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("bpe"))
 def test_byte_level_tokens_and_decoding(folder: Path) -> None:
-    page, data = about(folder, "bpe"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     tok = vadis.import_checkpoint("dsft", folder / "tokenizer")
     for case in page["cases"]:
         x = data[f"{case['name']}/motion"]
@@ -99,9 +101,9 @@ def test_byte_level_tokens_and_decoding(folder: Path) -> None:
         assert tok.encode_batch([x, x])[1].base_ids.tolist() == encoded.base_ids.tolist()
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("bpe"))
 def test_ill_formed_tokens_decode_as_in_the_original(folder: Path) -> None:
-    page, data = about(folder, "bpe"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     tok = DSFTTokenizer.load(folder / "tokenizer")
     for case in page["ill_formed"]:
         ids = data[f"ill/{case['name']}_ids"]
@@ -115,9 +117,9 @@ def test_ill_formed_tokens_decode_as_in_the_original(folder: Path) -> None:
             assert torch.isfinite(tok.decode(ids, [], 80, on_error=how)).all()
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("bpe"))
 def test_fitting_gives_the_original_tokenizer_and_files(folder: Path, tmp_path: Path) -> None:
-    page, data = about(folder, "bpe"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     for stream in STREAMS:
         clips = np.split(data[f"train/{stream}_ints"], np.cumsum(data[f"train/{stream}_len"])[:-1])
         made = ByteLevelBPE.fit(clips, page["config"][f"{stream}_vocab"])
@@ -130,10 +132,10 @@ def test_fitting_gives_the_original_tokenizer_and_files(folder: Path, tmp_path: 
             assert json.loads((tmp_path / stream / file).read_text(encoding="utf-8")) == json.loads(text)
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("bpe"))
 def test_integer_codec_is_lossless_and_not_longer(folder: Path) -> None:
     """On every clip of the fixture: the same integers back, at most 1.05 times the tokens of the byte codec."""
-    page, data = about(folder, "bpe"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     original = DSFTTokenizer.load(folder / "tokenizer")
     for stream in STREAMS:
         clips = np.split(data[f"train/{stream}_ints"].astype(np.int64), np.cumsum(data[f"train/{stream}_len"])[:-1])
@@ -150,9 +152,9 @@ def test_integer_codec_is_lossless_and_not_longer(folder: Path) -> None:
             assert cut == ((integers < codec.low) | (integers > codec.high)).sum()
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("bpe"))
 def test_native_tokenizer_survives_the_ill_formed_sequences(folder: Path) -> None:
-    page, data = about(folder, "bpe"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     clips = [data[f"{case['name']}/motion"] for case in page["cases"] if "error" not in case]
     original = DSFTTokenizer.load(folder / "tokenizer")
     tok = DSFTTokenizer.fit(clips, original.representation, scale=(2, 2))
@@ -166,9 +168,9 @@ def test_native_tokenizer_survives_the_ill_formed_sequences(folder: Path) -> Non
         assert parsed.issues
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("sequence"))
 def test_sequences_and_chat_rows(folder: Path) -> None:
-    page, data = about(folder, "sequence"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     tok = DSFTTokenizer.load((folder / page["tokenizer"]).resolve())
     texts = {}
     for name in sorted({key.split("/")[0] for key in data if key.endswith("/seq")}):
@@ -193,9 +195,9 @@ def test_sequences_and_chat_rows(folder: Path) -> None:
     assert len(names) == facts["lines"] and names[:5] == facts["first5"] and names[-1] == facts["last"]
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("frequency"))
 def test_frequency_analysis(folder: Path) -> None:
-    page, data = about(folder, "frequency"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     config, atol = page["config"], float(page["tolerance"].split()[0])
     for group in page["groups"]:
         name = group["name"]
@@ -214,9 +216,9 @@ def test_frequency_analysis(folder: Path) -> None:
             assert curve[config["K_threshold"] - 1] == pytest.approx(group[f"{stream}_at_5"], abs=atol)
 
 
-@pytest.mark.parametrize("folder", manifests("dsft"))
+@pytest.mark.parametrize("folder", folders("frequency"))
 def test_published_and_true_error_report(folder: Path) -> None:
-    page, data = about(folder, "frequency"), numbers(folder)
+    page, data = manifest(folder), numbers(folder)
     x = data["h263_eval_clip"]
     made = frequency.published_errors(x, data["mean263"], data["std263"], SPLITS["upstream_shifted"])
     assert made == pytest.approx(page["literal_report"], abs=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vadis import rotation
-from vadis.hub import import_checkpoint
+from vadis.importing import import_checkpoint
 from vadis.metrics.clips import pack
 from vadis.metrics.feet import watch_feet
 from vadis.metrics.judge import literal_choice, literal_verdict, read_choice, read_gate, read_verdict

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from vadis.cli.common import check_input, print_json, say
+from vadis.cli.reading import load_tokenizer
 from vadis.errors import VadisError
 from vadis.files import atomic_write
 
@@ -71,13 +72,9 @@ class BenchmarkTokenizers:
 
     def _report(self, name: str, source: str, corpus: Any, clips: list[Any], evaluator: Any, folder: Path) -> Any:
         from vadis.data.tokenize import fingerprint
-        from vadis.hub import load
         from vadis.pipelines.compare_tokenizers import TokenizerReport, fit_clips, measure
 
-        loaded = load(source)
-        tokenizer = getattr(loaded, "tokenizer", loaded)
-        if not hasattr(tokenizer, "reconstruct"):
-            raise VadisError(f"{source} is a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")
+        tokenizer = load_tokenizer(source)
         key = {
             "model": tokenizer.hash if hasattr(tokenizer, "hash") else fingerprint(tokenizer),
             "data": [str(self.data), self.split, self.seconds, len(clips), sum(map(len, clips))],

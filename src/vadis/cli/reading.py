@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vadis.cli.common import check_input, check_number, say
-from vadis.errors import FileError, VadisError
+from vadis.errors import FileError, ModelError, VadisError
 
 if TYPE_CHECKING:
     from vadis.motion import Motion
@@ -69,3 +69,14 @@ def on_model_skeleton(motion: "Motion", fps: float | None = None) -> "Motion":
         say(f"resampling {motion.fps:g} → {fps:g} frames/s")
         motion = motion.resample(fps)
     return motion
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer at a folder, bundled name or Hub id, or that of the pipeline there; raises ModelError for anything else."""
+    from vadis.hub import load
+
+    loaded = load(model)
+    tokenizer = getattr(loaded, "tokenizer", loaded)
+    if not hasattr(tokenizer, "reconstruct"):
+        raise ModelError(f"{model} is a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")
+    return tokenizer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_output, print_json, say
-from vadis.cli.reading import on_model_skeleton, read_motion
+from vadis.cli.reading import load_tokenizer, on_model_skeleton, read_motion
 from vadis.cli.writing import check_outputs, write
 from vadis.errors import ModelError
 
@@ -40,7 +40,7 @@ class Tokenize:
         from vadis.io.tokens import TokenFile
 
         path = check_output(self.out, (".npz",))
-        tokenizer = _tokenizer(self.model)
+        tokenizer = _steps_tokenizer(self.model)
         _, features = _read(self.source, self.fps, tokenizer)
         tokens = tokenizer.encode(features).cpu().numpy()
         if tokens.dtype == np.int64 and tokenizer.vocab_size <= 2**16:
@@ -75,7 +75,7 @@ class Detokenize:
 
         paths = check_outputs(self.out)
         stored = TokenFile.load(self.source)
-        tokenizer = _tokenizer(self.model or stored.model)
+        tokenizer = _steps_tokenizer(self.model or stored.model)
         if fingerprint(tokenizer) != stored.sha256:
             raise ModelError(
                 f"{self.source} was made by other weights than those of {self.model or stored.model}: its tokens mean "
@@ -111,7 +111,7 @@ class Reconstruct:
         from vadis.representations import representation
 
         paths = check_outputs(self.out)
-        tokenizer = _tokenizer(self.model)
+        tokenizer = load_tokenizer(self.model)
         motion, features = _read(self.source, self.fps, tokenizer)
         made = representation(tokenizer.representation).decode(tokenizer.reconstruct(features), fps=tokenizer.fps)
         for path in paths:
@@ -130,14 +130,16 @@ class Reconstruct:
             )
 
 
-def _tokenizer(model: str) -> Any:
-    """The tokenizer at a folder, name or Hub id; raises ModelError for anything else."""
-    from vadis.hub import load
+def _steps_tokenizer(model: str) -> Any:
+    """A tokenizer whose tokens are an array; raises ModelError for DSFT, which codes a clip as a sequence of its own kind."""
+    from vadis.tokenizers.base import Tokenizer
 
-    loaded = load(model)
-    tokenizer = getattr(loaded, "tokenizer", loaded)
-    if not hasattr(tokenizer, "reconstruct"):
-        raise ModelError(f"{model} is a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")
+    tokenizer = load_tokenizer(model)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ModelError(
+            f"{model} is a {type(tokenizer).__name__}, whose codes don't fit a token file: use its encode and to_text in "
+            "Python, or `vadis reconstruct`."
+        )
     return tokenizer
 
 

@@ -136,7 +136,8 @@ class MotionVQVAE:
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
         """From a folder or a Hub id, ours or the published layout with `pytorch_model.bin`; options go to its reader."""
-        from vadis.hub import find_folder, import_checkpoint
+        from vadis.hub import find_folder
+        from vadis.importing import import_checkpoint
 
         folder = find_folder(source, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.npy", "*.md"])
         if (folder / "pytorch_model.bin").is_file():
