@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from vadis.data.corpus import Corpus, npy_header
+from vadis.data.share import nested_share
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_folder
 
@@ -319,8 +320,9 @@ class EncodedCorpus:
             raise VadisError(f"{self.path} was encoded without plans. Encode the corpus again with a plan function.")
         return torch.from_numpy(self._arrays["plan"][self._row].copy())
 
-    def subset(self, split: str | None = None, *, max_steps: int | None = None) -> "EncodedCorpus":
-        """The segments of a split, no longer than `max_steps` token steps. Raises VadisError when there is none."""
+    def subset(self, split: str | None = None, *, max_steps: int | None = None, share: float = 1.0) -> "EncodedCorpus":
+        """The segments of a split, no longer than `max_steps` token steps, and of those a nested share of all steps by
+        whole groups (`vadis.data.share`). Raises VadisError when there is none."""
         keep = np.ones(len(self), dtype=bool)
         if split is not None:
             keep &= np.array(self.column("split"), dtype=object) == split
@@ -331,6 +333,9 @@ class EncodedCorpus:
             raise VadisError(
                 f"no segment with split {split!r}{limit} in {self.path}. Splits: {sorted(set(self.column('split')))}."
             )
+        if share != 1:
+            groups = np.array(self.column("group"), dtype=object)
+            keep[keep] = nested_share(groups[keep].tolist(), self.steps[keep], share)
         return EncodedCorpus(self.path, self.about, self._index.filter(keep), self._texts, self._arrays)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> np.ndarray:

@@ -35,6 +35,11 @@ class Task:
         """Write the model as a component folder."""
         save_pretrained(self.model, folder)
 
+    def data_facts(self) -> dict[str, int]:
+        """How much there is to train on: "items", their motion "tokens", and the "items_per_step" of one batch of one
+        process; empty where a task can't say. For studies (`study.py`) and budgets in epochs."""
+        return {}
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device

@@ -60,6 +60,8 @@ class TokenData:
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     train_split: str | None = "train"
     validation_split: str | None = "val"
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Train on this share of the training tokens, whole groups of clips; a smaller share lies inside a larger one."""
 
 
 GeneratorConfig = Annotated[
@@ -108,7 +110,7 @@ class GeneratorTask(Task):
             )
         room = model.block_size - longest - model.plan_tokens
         limit = min(room, data.max_steps or room)
-        self.train = corpus.subset(data.train_split, max_steps=limit)
+        self.train = corpus.subset(data.train_split, max_steps=limit, share=data.share)
         self.held_out = corpus.subset(data.validation_split, max_steps=limit)
         if model.plan_dim:
             plans = self.train.plans()
@@ -150,6 +152,10 @@ class GeneratorTask(Task):
             share = torch.where(no_text, data.plan_dropout_without_text, data.plan_dropout)
             batch["drop_plan"] = torch.rand(rows, generator=generator) < share
         return batch
+
+    def data_facts(self) -> dict[str, int]:
+        tokens = int(self.train.steps.sum()) * self.train.groups
+        return {"items": len(self.train), "tokens": tokens, "items_per_step": self.recipe.data.batch}
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         data = self.recipe.data
