@@ -14,7 +14,9 @@ from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.data.latents import LatentCorpus, draw_end_latent, extract_latents
 from vadis.data.transitions import HISTORY, join_pairs
 from vadis.errors import FileError, ModelError, VadisError
+from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig, PlannedSentences
 from vadis.hub import save_pretrained
+from vadis.metrics.kinematics import ATTRIBUTES, plan_rows
 from vadis.representations import representation
 from vadis.tokenizers.causal_tae import CausalTAE, CausalTAEConfig
 from vadis.training import load_recipe, train
@@ -27,7 +29,11 @@ class Words:
 
     name = "words"
 
+    def encode(self, texts):
+        return self.sentence(texts)[:, None].expand(-1, 3, -1), torch.tensor([3] * len(texts))
+
     def sentence(self, texts):
+        texts = [texts] if isinstance(texts, str) else texts
         rows = [torch.randn(8, generator=torch.Generator().manual_seed(sum(map(ord, t)))) for t in texts]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
@@ -290,3 +296,47 @@ class Sentences:
 
     def null_sentence(self):
         return torch.nn.functional.normalize(torch.arange(384.0), dim=0)
+
+
+def test_plans_are_read_beside_sentences(recipe, tmp_path):
+    planner = KinematicPlanner(KinematicPlannerConfig(text_dim=8, width=8, layers=1, heads=2, match_width=4))
+    planner.set_statistics(torch.randn(64, 5, len(ATTRIBUTES)))
+    save_pretrained(planner, tmp_path / "planner")
+    told = 2 * len(ATTRIBUTES)
+    overrides = [f"data.planner={tmp_path / 'planner'}", f"model.text_dim={8 + told}", "data.plan_seconds=1.0"]
+    opened = load_recipe(recipe, [*overrides, "data.plan_noise=0", "data.plan_dropout=0"])
+    task = MotionStreamerTask(opened)
+    corpus = LatentCorpus.open(opened.data.latents)
+    windows = -(-(corpus.stop - corpus.first) // 8)
+    assert len(corpus.plans) == windows.sum() and np.array_equal(np.diff(corpus.plan), windows[:-1])
+    rep, clip = representation("ms272"), Corpus.open(next(iter(opened.data.corpora)))
+    whole = plan_rows(rep.positions(clip.frames_of(0)), 30.0, [(0, 30)])[0]
+    nearest = np.abs(corpus.plans - whole.numpy()).max(axis=1).min()
+    assert nearest < 0.4  # the offset of the clip's first latent is drawn, up to three frames
+    batch = task.batch(0, step_generator(0, 0, 0))
+    values, mask = batch["text"][:, 8 : 8 + told // 2], batch["text"][:, 8 + told // 2 :].bool()
+    assert mask.any() and not mask.all() and (values[~mask] == 0).all() and (values[mask] != 0).any()
+    with pytest.raises(ModelError, match="text_dim"):
+        MotionStreamerTask(load_recipe(recipe, [overrides[0], overrides[2]]))
+    with pytest.raises(ModelError, match="no kinematic planner"):
+        MotionStreamerTask(load_recipe(recipe, [f"data.planner={opened.data.tokenizer}"]))
+
+
+def test_planned_sentences_tell_what_is_certain():
+    torch.manual_seed(0)
+    planner = KinematicPlanner(
+        KinematicPlannerConfig(text_dim=8, width=8, layers=1, heads=2, match_width=4, bank_size=6)
+    )
+    planner.set_statistics(torch.randn(64, 5, len(ATTRIBUTES)))
+    planner.bank.copy_(torch.randn(6, 5, len(ATTRIBUTES)))
+    planner.eval()
+    for kind in ("mean", "bank"):
+        sentences = PlannedSentences(Words(), planner, 4.0, kind, certain=0.6)
+        vectors = sentences.sentence(["walk", "turn left"])
+        told = len(ATTRIBUTES)
+        assert vectors.shape == (2, 8 + 2 * told) and torch.equal(vectors[:1], sentences.sentence("walk"))
+        assert torch.equal(vectors[:, :8], Words().sentence(["walk", "turn left"]))
+        known = vectors[:, 8 + told :].bool()
+        assert known.any() and not known.all() and (vectors[:, 8 : 8 + told][~known] == 0).all()
+        assert not sentences.null_sentence().any()
+    assert not torch.equal(vectors[0, 8:], vectors[1, 8:])

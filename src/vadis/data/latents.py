@@ -4,10 +4,11 @@
     latents/vectors.npy      (sentences, H) float16
     latents/sentences.json   the sentences
     latents/index.parquet    a row a segment: where it is, where the segment before it begins, split, weight, sentences
+    latents/plans.npy        (windows, A) float32, with `plan_seconds`: what the body does from every 8th latent of a segment on
     latents/latents.json     facts of the tokenizer, the text encoder and the corpora; the end latent, the null vector
 
 A clip is encoded as a whole, so the latents of a segment know what came before it, as they will in a stream. Letters: N
-segments, C numbers of a latent, H width of a sentence vector.
+segments, C numbers of a latent, H width of a sentence vector, A attributes of a kinematic plan.
 """
 
 import hashlib
@@ -26,10 +27,14 @@ from vadis.data.corpus import Corpus
 from vadis.data.tokenize import ROWS, _Progress, _segments, fingerprint
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_folder
+from vadis.metrics.kinematics import ATTRIBUTES, plan_rows
+from vadis.representations import representation
 
-VERSION = 1
+VERSION = 2
 MIN_FRAMES = 40  # published: shorter clips are left out
 SENTENCES = 512  # of one call of the text encoder
+PLAN_STRIDE = 8
+"""Latents from one window with a plan to the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,8 @@ class LatentCorpus:
     """(all, C)."""
     vectors: np.ndarray
     """(sentences, H)."""
+    plans: np.ndarray
+    """(windows, A); no windows when extracted without plans."""
     first: np.ndarray
     """(N,): a segment's first latent."""
     stop: np.ndarray
@@ -51,6 +58,8 @@ class LatentCorpus:
     weights: np.ndarray
     """(N,): a corpus' share times the clip's weight, equally parted among the clip's segments."""
     splits: np.ndarray
+    plan: np.ndarray
+    """(N,): row of the segment's first window in `plans`; the others follow."""
     said: list[list[int]]
     """Sentences of every segment."""
     kinds: list[list[str]]
@@ -82,7 +91,7 @@ class LatentCorpus:
             if (about["format"], about["version"]) != ("vadis-latents", VERSION):
                 raise FileError(f"{path} is {about['format']} {about['version']}; expected vadis-latents {VERSION}.")
             index = pq.read_table(path / "index.parquet")
-            arrays = [np.asarray(np.load(path / f"{n}.npy", mmap_mode="r")) for n in ("latents", "vectors")]
+            arrays = [np.asarray(np.load(path / f"{n}.npy", mmap_mode="r")) for n in ("latents", "vectors", "plans")]
             columns = [index.column(n).to_numpy(zero_copy_only=False) for n in _COLUMNS]
             lists = [index.column(n).to_pylist() for n in ("said", "kinds")]
         except FileError:
@@ -112,7 +121,7 @@ class LatentCorpus:
         return np.array([kind_weights.get(kind, 1.0) for kind in self.kinds[row]], dtype=np.float64)
 
 
-_COLUMNS = ("first", "stop", "before", "ends", "weights", "splits")
+_COLUMNS = ("first", "stop", "before", "ends", "weights", "splits", "plan")
 
 
 def extract_latents(
@@ -123,12 +132,14 @@ def extract_latents(
     *,
     seed: int = 123,
     min_frames: int = MIN_FRAMES,
+    plan_seconds: float | None = None,
     progress: bool = True,
 ) -> LatentCorpus:
     """Encode every captioned clip of `corpora` (folder: share) into the folder `out`, with one draw of its latents.
 
     As published, a clip loses up to three frames at a random offset and its latents are drawn, not means. Sentence vectors
-    of an older `out` by the same text encoder are used again. Raises VadisError when nothing is left.
+    of an older `out` by the same text encoder are used again. `plan_seconds`: also measure what the body does in windows of
+    at most that length (`vadis.metrics.kinematics`). Raises VadisError when nothing is left.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,12 +150,15 @@ def extract_latents(
     texts: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     parts: list[np.ndarray] = []
+    plans: list[np.ndarray] = []
     left_out: Counter[str] = Counter()
     with atomic_folder(out) as folder, _Progress(progress) as show:
         for path, corpus in opened.items():
             _check(tokenizer, corpus)
             found = _encode(corpus, tokenizer, generator, min_frames, show, left_out)
             mass = sum(r["weights"] for r in found[0])
+            per, known_plans = int(tokenizer.frames_per_token), sum(map(len, plans))
+            plans.append(_plans(found[0], found[2], corpus, plan_seconds, per, known_plans, show))
             for row in found[0]:
                 row["weights"] *= corpora[path] / mass
                 row["said"] = [texts.setdefault(t, len(texts)) for t in row["said"]]
@@ -155,6 +169,7 @@ def extract_latents(
         vectors = _vectors(list(texts), text_encoder, known, show)
         np.save(folder / "latents.npy", np.concatenate(parts))
         np.save(folder / "vectors.npy", vectors)
+        np.save(folder / "plans.npy", np.concatenate(plans))
         (folder / "sentences.json").write_text(json.dumps(list(texts), ensure_ascii=False), encoding="utf-8")
         pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet", compression="zstd")
         page = {
@@ -164,7 +179,8 @@ def extract_latents(
             "segments": len(rows),
             "tokenizer": fingerprint(tokenizer),
             "text_encoder": text_encoder.name,
-            "key": latents_key(corpora, tokenizer, text_encoder.name, seed, min_frames),
+            "key": latents_key(corpora, tokenizer, text_encoder.name, seed, min_frames, plan_seconds),
+            "plan_seconds": plan_seconds,
             "end_latent": draw_end_latent(tokenizer, seed).tolist(),
             "null_vector": text_encoder.null_sentence().cpu().tolist(),
             "corpora": dict(corpora),
@@ -175,11 +191,16 @@ def extract_latents(
 
 
 def latents_key(
-    corpora: Mapping[str, float], tokenizer: Any, text_encoder: str, seed: int = 123, min_frames: int = MIN_FRAMES
+    corpora: Mapping[str, float],
+    tokenizer: Any,
+    text_encoder: str,
+    seed: int = 123,
+    min_frames: int = MIN_FRAMES,
+    plan_seconds: float | None = None,
 ) -> str:
     """Says whether latents were made from this: corpora, weights, text encoder and settings."""
     pages = {path: [share, Corpus.open(path).about.get("frames")] for path, share in corpora.items()}
-    facts = json.dumps([pages, fingerprint(tokenizer), text_encoder, seed, min_frames], sort_keys=True)
+    facts = json.dumps([pages, fingerprint(tokenizer), text_encoder, seed, min_frames, plan_seconds], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
@@ -202,8 +223,8 @@ def _check(tokenizer: Any, corpus: Corpus) -> None:
 
 def _encode(
     corpus: Corpus, tokenizer: Any, generator: torch.Generator, min_frames: int, show: Any, left_out: Counter[str]
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Rows of the index and the latents of one corpus."""
+) -> tuple[list[dict[str, Any]], np.ndarray, list[tuple[int, int]]]:
+    """Rows of the index, the latents of one corpus, and the clip and its first frame of every row."""
     per = int(tokenizer.frames_per_token)
     sentences, segments, reasons = _segments(corpus, per, None)
     left_out.update(reasons)
@@ -219,6 +240,7 @@ def _encode(
     order = sorted(by_clip, key=lambda row: int(corpus.frames[row]))
     latents: list[np.ndarray] = []
     rows: list[dict[str, Any]] = []
+    places: list[tuple[int, int]] = []
     weights, splits, total = corpus.weights, corpus.column("split"), 0
     tokenizer.eval()
     for start in show(range(0, len(order), ROWS), f"latents of {corpus.path.name}"):
@@ -240,11 +262,40 @@ def _encode(
                     "stop": total + b,
                     "before": total + max(s for s in starts if s < a or not s),
                 }
+                places.append((row, offsets[row] + a * per))
                 page |= {"ends": b == count, "weights": float(weights[row]) / len(by_clip[row]), "splits": splits[row]}
                 rows.append(page | {"said": [sentences[t] for t in segment.texts], "kinds": list(segment.kinds)})
             latents.append(latent[:count].numpy())
             total += count
-    return rows, np.concatenate(latents)
+    return rows, np.concatenate(latents), places
+
+
+def _plans(
+    rows: list[dict[str, Any]],
+    places: list[tuple[int, int]],
+    corpus: Corpus,
+    seconds: float | None,
+    per: int,
+    start: int,
+    show: Any,
+) -> np.ndarray:
+    """Plans (windows, A) of all segments; `rows` get their "plan", counted from `start`."""
+    if seconds is None:
+        for row in rows:
+            row["plan"] = 0
+        return np.zeros((0, len(ATTRIBUTES)), np.float32)
+    rep = representation(corpus.representation)
+    made: list[Tensor] = []
+    clip, positions = -1, torch.empty(0)
+    for row, (number, first) in zip(rows, show(places, f"plans of {corpus.path.name}"), strict=True):
+        if number != clip:
+            clip, positions = number, rep.positions(corpus.frames_of(number))
+        stop = first + (row["stop"] - row["first"]) * per
+        begins = range(first, stop, PLAN_STRIDE * per)
+        spans = [(a, min(a + round(seconds * corpus.fps), stop)) for a in begins]
+        row["plan"], start = start, start + len(spans)
+        made.append(plan_rows(positions, corpus.fps, spans))
+    return torch.cat(made).numpy()
 
 
 def _known_vectors(folder: Path, text_encoder: Any) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ really does ranks several samples of it.
 Shapes: B texts, L text tokens, P plan rows, A attributes.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from vadis.component import Component
 from vadis.errors import ModelError
 from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS, mirror_plan
 
+PlanKind = Literal["mean", "bank"]
 _CAP = 12.0  # squared deviations count up to here in a score, so that one odd attribute can't decide alone
 _WHOLE = 2.0  # weight of the row of the whole clip against each quarter
 
@@ -108,6 +110,10 @@ class KinematicPlanner(Component):
         """Plans `(..., P, A)` in physical units to zero mean and unit variance, clipped to five deviations."""
         return ((plans - self.center) / self.scale).clamp(-5, 5)
 
+    def normalize_rows(self, rows: Tensor) -> Tensor:
+        """First rows of plans `(..., A)`, alone, as `normalize` does."""
+        return ((rows - self.center[0]) / self.scale[0]).clamp(-5, 5)
+
     def forward(self, text: Tensor, text_lengths: Tensor, seconds: Tensor) -> Plan:
         """Text features `(B, L, C)` with lengths `(B,)` and requested seconds `(B,)` to a distribution over plans."""
         batch, length = text.shape[:2]
@@ -193,3 +199,41 @@ class KinematicPlanner(Component):
         rows = deviation.square().clamp(max=_CAP).mean(-1)
         weight = torch.tensor([_WHOLE] + [1.0] * (self.config.rows - 1), device=rows.device)
         return -0.5 * (rows * weight).sum(-1) / weight.sum()
+
+
+def with_plan(vectors: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Sentence vectors `(B, H)` followed by the known values of plan rows `(B, A)` and by what is known: `(B, H + 2 A)`."""
+    return torch.cat([vectors, values.masked_fill(~mask, 0), mask.to(vectors)], dim=-1)
+
+
+class PlannedSentences:
+    """A text encoder whose sentence vectors tell the plan of the next seconds too, as a planner draws it from the text.
+
+    Args:
+        encoder: a text encoder whose token features the planner reads.
+        seconds: what the plan tells of.
+        plan: mean, where it is certain (deviation below `certain`), or bank: the real motion that matches the text best.
+    """
+
+    def __init__(
+        self, encoder: Any, planner: KinematicPlanner, seconds: float, plan: PlanKind = "mean", certain: float = 0.75
+    ) -> None:
+        self.encoder, self.planner, self.seconds, self.plan, self.certain = encoder, planner, seconds, plan, certain
+
+    def sentence(self, texts: str | Sequence[str]) -> Tensor:
+        """Vectors `(B, H + 2 A)`."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        tokens, lengths = self.encoder.encode(texts)
+        if self.plan == "bank":
+            rows = [
+                self.planner.propose(tokens[i : i + 1, :n], torch.tensor([n]), self.seconds, 1, seed=0, nearest=1)
+                for i, n in enumerate(map(int, lengths))
+            ]
+            values, mask = (torch.cat([row[k] for row in rows]) for k in (0, 1))
+        else:
+            values, mask = self.planner.plan(tokens, lengths, torch.full((len(texts),), self.seconds), self.certain)
+        return with_plan(self.encoder.sentence(texts), values[:, 0], mask[:, 0])
+
+    def null_sentence(self) -> Tensor:
+        """(H + 2 A,): no text, no plan."""
+        return F.pad(self.encoder.null_sentence(), (0, 2 * len(self.planner.config.attributes)))

@@ -7,6 +7,8 @@ A plan has five rows: the whole clip, then its four quarters. Each row holds the
 The plan conditions the bundled generator, is what the planner predicts from text, and is what automatic captions say.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -94,16 +96,30 @@ def kinematic_plan(positions: Tensor, fps: float) -> Tensor:
 
     Raises ShapeError for other shapes or fewer than 8 frames.
     """
-    if positions.ndim != 3 or positions.shape[1:] != (22, 3) or len(positions) < 8:
-        raise ShapeError(f"a plan needs positions (T >= 8, 22, 3); got {tuple(positions.shape)}.")
-    positions = positions.float()
-    angle = body_heading(positions)
-    floor = float(positions[..., 1].min(dim=1).values.quantile(0.05))
+    positions, angle, floor = _measured(positions)
     frames = len(positions)
     edges = [round(k * (frames - 1) / 4) for k in range(5)]
     rows = [_row(positions, angle, floor, fps)]
     rows += [_row(positions[a : b + 1], angle[a : b + 1], floor, fps) for a, b in zip(edges, edges[1:], strict=False)]
     return torch.stack(rows)
+
+
+def plan_rows(positions: Tensor, fps: float, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """First rows of the plans of some frames `[a, b)` of positions `(T, 22, 3)`: `(spans, A)` float32.
+
+    The floor is the whole clip's. Raises ShapeError as `kinematic_plan`.
+    """
+    positions, angle, floor = _measured(positions)
+    return torch.stack([_row(positions[a:b], angle[a:b], floor, fps) for a, b in spans])
+
+
+def _measured(positions: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Positions in float32, headings `(T,)`, height of the floor."""
+    if positions.ndim != 3 or positions.shape[1:] != (22, 3) or len(positions) < 8:
+        raise ShapeError(f"a plan needs positions (T >= 8, 22, 3); got {tuple(positions.shape)}.")
+    positions = positions.float()
+    floor = float(positions[..., 1].min(dim=1).values.quantile(0.05))
+    return positions, body_heading(positions), floor
 
 
 def mirror_plan(plan: Tensor, attributes: tuple[str, ...] = ATTRIBUTES) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from vadis import rotation
 from vadis.errors import ModelError, VadisError
 from vadis.generators.diffusion import Sampler
+from vadis.generators.planner import KinematicPlanner, PlanKind, PlannedSentences
 from vadis.generators.text import SentenceCache, check_prompts
 from vadis.motion import Motion
 from vadis.pipelines.text_to_motion import TextToMotionOutput
@@ -51,6 +52,10 @@ class StreamConfig:
     """Distance to the end latent at which it ends; null: the generator's."""
     max_seconds: float = Field(default=10.0, gt=0)
     """Of a call that names no length."""
+    plan: PlanKind = "mean"
+    """With a planner: what conditions the generator beside the sentence, see `PlannedSentences`."""
+    plan_seconds: float = Field(default=4.0, gt=0)
+    certain: float = Field(default=0.75, gt=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,17 +205,22 @@ class MotionStream:
 
 
 class MotionStreamPipeline:
-    """Text encoder, latent generator and causal auto-encoder. A call makes whole motions, `stream` live ones."""
+    """Text encoder, planner if there is one, latent generator, causal auto-encoder. A call makes whole motions, `stream` live ones."""
 
     def __init__(
-        self, tokenizer: Any, generator: Any, text_encoder: Any | None = None, config: StreamConfig | None = None
+        self,
+        tokenizer: Any,
+        generator: Any,
+        text_encoder: Any | None = None,
+        config: StreamConfig | None = None,
+        planner: KinematicPlanner | None = None,
     ) -> None:
         if not tokenizer.continuous or tokenizer.latent_dim != generator.config.latent_dim:
             raise ModelError(
                 f"the generator makes latents of {generator.config.latent_dim} numbers, which a {type(tokenizer).__name__} "
                 "does not read: they don't belong together."
             )
-        self.tokenizer, self.generator = tokenizer, generator
+        self.tokenizer, self.generator, self.planner = tokenizer, generator, planner
         self.config = config or StreamConfig()
         self.representation = representation(tokenizer.representation)
         self._text_encoder, self._sentences = text_encoder, None
@@ -227,7 +237,10 @@ class MotionStreamPipeline:
     def sentence(self, text: str) -> Tensor:
         """The vector of a text, computed once; the empty string stands for no text."""
         if self._sentences is None:
-            self._sentences = SentenceCache(self.text_encoder)
+            encoder, c = self.text_encoder, self.config
+            if self.planner is not None:
+                encoder = PlannedSentences(encoder, self.planner, c.plan_seconds, c.plan, c.certain)
+            self._sentences = SentenceCache(encoder)
         return self._sentences(text)
 
     @classmethod
@@ -243,15 +256,16 @@ class MotionStreamPipeline:
         page = folder / "generation_config.json"
         config = build_config(StreamConfig, read_json(page)) if page.is_file() else StreamConfig()
         encoder = parts.get("text_encoder")
-        return cls(
-            parts["tokenizer"], parts["generator"], None if isinstance(encoder, dict | list) else encoder, config
-        )
+        encoder = None if isinstance(encoder, dict | list) else encoder
+        return cls(parts["tokenizer"], parts["generator"], encoder, config, parts.get("planner"))
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> None:
         """Write the bundle: `model_index.json`, a folder a part, `generation_config.json`, and `card` as README.md."""
         from vadis.hub import save_bundle
 
         parts = {"tokenizer": self.tokenizer, "generator": self.generator}
+        if self.planner is not None:
+            parts["planner"] = self.planner
         parts["text_encoder"] = {"name": self.config.text_encoder}
         save_bundle(folder, "MotionStreamPipeline", parts, asdict(self.config))
         if card:

@@ -9,9 +9,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from vadis.data.latents import MIN_FRAMES, LatentCorpus, extract_latents, latents_key
+from vadis.data.latents import MIN_FRAMES, PLAN_STRIDE, LatentCorpus, extract_latents, latents_key
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionstreamer import MotionStreamer, MotionStreamerConfig
+from vadis.generators.planner import KinematicPlanner, with_plan
 from vadis.hub import load
 from vadis.training.config import STRICT, Recipe
 from vadis.training.task import Task
@@ -47,6 +48,15 @@ class LatentData:
     """Share of segments that begin from nothing although something came before."""
     longest: int | None = Field(default=None, ge=1)
     """Latents of a segment that are read at most, from its beginning, which is where the text tells most. Null: all."""
+    planner: str | None = None
+    """Folder or bundled name of a kinematic planner (the text-to-motion bundle that holds one will do): its plan is read
+    beside the sentence (`vadis.generators.planner.PlannedSentences`); in training the true one, in its normalisation."""
+    plan_seconds: float = Field(default=4.0, gt=0)
+    """A plan tells of this time at most, from the first latent that is measured on."""
+    plan_dropout: float = Field(default=0.3, ge=0, le=1)
+    """Probability that the whole plan is hidden; otherwise each value is, at a rate drawn per row."""
+    plan_noise: float = Field(default=0.2, ge=0)
+    """Standard deviation of noise on plan values, in units of the training data: a planner's values are not exact."""
     kind_weights: dict[str, float] = Field(default_factory=lambda: {"history": 0.0})
     """How likely sentences of a kind are; 1 when not named. A segment of which all are 0 only serves as history."""
     min_frames: int = Field(default=MIN_FRAMES, ge=4)
@@ -90,7 +100,9 @@ class MotionStreamerTask(Task):
         super().__init__(recipe)
         data = recipe.data
         corpus = open_latents(data)
-        width = {"latent_dim": corpus.latents.shape[1], "text_dim": corpus.vectors.shape[1]}
+        self.planner = None if data.planner is None else load_planner(data.planner)
+        told = 0 if self.planner is None else 2 * len(self.planner.config.attributes)
+        width = {"latent_dim": corpus.latents.shape[1], "text_dim": corpus.vectors.shape[1] + told}
         for name, value in width.items():
             if getattr(recipe.model, name) != value:
                 raise ModelError(f"model.{name} is {getattr(recipe.model, name)}; {data.latents} has {value}.")
@@ -102,7 +114,7 @@ class MotionStreamerTask(Task):
             if not chosen.any():
                 raise VadisError(f"no segment to use as {split} among the splits {sorted(set(corpus.splits))}.")
         self.train, self.held_out = (corpus.subset(chosen) for chosen in parts.values())
-        self.null, self.end = corpus.null_vector.float(), corpus.end_latent.float()
+        self.null, self.end = torch.nn.functional.pad(corpus.null_vector.float(), (0, told)), corpus.end_latent.float()
         self.model = MotionStreamer(recipe.model)
         self.model.set_end_latent(self.end)
         if recipe.start is not None:
@@ -139,6 +151,8 @@ class MotionStreamerTask(Task):
         rows = torch.multinomial(weights, data.batch * data.bucket, replacement=True, generator=generator)
         draws = torch.rand(len(rows), 5, generator=generator, dtype=torch.float64).tolist()
         items = [self._row(corpus, int(row), draw) for row, draw in zip(rows, draws, strict=True)]
+        if self.planner is not None:
+            items = self._told(corpus, items, generator)
         items.sort(key=lambda item: len(item[0]))
         start = data.batch * int(torch.randint(data.bucket, (), generator=generator))
         items = items[start : start + data.batch]
@@ -149,8 +163,20 @@ class MotionStreamerTask(Task):
             "text": torch.stack([item[2] for item in items]),
         }
 
-    def _row(self, corpus: LatentCorpus, row: int, draw: list[float]) -> tuple[Tensor, int, Tensor]:
-        """Latents `(S, C)` with what came before, how many of them came before, and a sentence vector."""
+    def _told(self, corpus: LatentCorpus, items: list[Any], generator: torch.Generator) -> list[Any]:
+        """The rows with their plans after the sentence vectors, partly hidden and not exact."""
+        data = self.recipe.data
+        values = torch.from_numpy(np.stack([corpus.plans[item[3]] for item in items]))
+        values = self.planner.normalize_rows(values)
+        values = values + data.plan_noise * torch.randn(values.shape, generator=generator)
+        rate = torch.rand(len(items), 1, generator=generator)
+        mask = torch.rand(values.shape, generator=generator) >= rate
+        mask &= torch.rand(len(items), 1, generator=generator) >= data.plan_dropout
+        vectors = with_plan(torch.stack([item[2] for item in items]), values, mask)
+        return [(latents, history, vector) for (latents, history, _, _), vector in zip(items, vectors, strict=True)]
+
+    def _row(self, corpus: LatentCorpus, row: int, draw: list[float]) -> tuple[Tensor, int, Tensor, int]:
+        """Latents `(S, C)` with what came before, how many of them came before, a sentence vector and the plan's row."""
         data = self.recipe.data
         a, b, before = int(corpus.first[row]), int(corpus.stop[row]), int(corpus.before[row])
         vector = torch.from_numpy(corpus.vectors[corpus.sentence(row, draw[0], data.kind_weights)].astype(np.float32))
@@ -159,16 +185,19 @@ class MotionStreamerTask(Task):
             latents = self._latents(corpus, a, b, ends)
             if draw[1] < data.trim and len(latents) > 1:
                 latents = latents[:-1] if draw[2] < 0.5 else latents[1:]
-            return latents[: self.room], 0, vector
-        if draw[1] < data.slide and b - a > 1:
-            a += 1 + int(draw[2] * (b - a - 1))
+            return latents[: self.room], 0, vector, int(corpus.plan[row])
+        window = 0
+        if draw[1] < data.slide and b - a > PLAN_STRIDE:
+            window = 1 + int(draw[2] * ((b - a - 1) // PLAN_STRIDE))
+            a += window * PLAN_STRIDE  # where there are plans
+        window += int(corpus.plan[row])
         if data.longest is not None and b - a > data.longest:
             b, ends = a + data.longest, False
         if data.max_history is None:
-            return self._latents(corpus, before, b, ends), a - before, vector
+            return self._latents(corpus, before, b, ends), a - before, vector, window
         most = min(a - before, data.max_history, self.room - (b - a) - ends)
         history = 0 if draw[3] < data.no_history else min(most, 1 + int(draw[4] * data.max_history * 1.5))
-        return self._latents(corpus, a - history, b, ends), history, vector
+        return self._latents(corpus, a - history, b, ends), history, vector, window
 
     def _latents(self, corpus: LatentCorpus, start: int, stop: int, ends: bool) -> Tensor:
         latents = torch.from_numpy(corpus.latents[start:stop].copy())
@@ -202,7 +231,11 @@ def open_latents(data: LatentData) -> LatentCorpus:
     from vadis.generators.text import text_encoder
 
     tokenizer = load(data.tokenizer)
-    key = latents_key(data.corpora, tokenizer, data.text_encoder, min_frames=data.min_frames)
+    options: dict[str, Any] = {
+        "min_frames": data.min_frames,
+        "plan_seconds": None if data.planner is None else data.plan_seconds,
+    }
+    key = latents_key(data.corpora, tokenizer, data.text_encoder, **options)
     if (Path(data.latents) / "latents.json").is_file():
         corpus = LatentCorpus.open(data.latents)
         if corpus.about["key"] != key:
@@ -211,6 +244,13 @@ def open_latents(data: LatentData) -> LatentCorpus:
                 "choose another folder with data.latents."
             )
         return corpus
-    return extract_latents(
-        data.corpora, tokenizer, text_encoder(data.text_encoder), data.latents, min_frames=data.min_frames
-    )
+    return extract_latents(data.corpora, tokenizer, text_encoder(data.text_encoder), data.latents, **options)
+
+
+def load_planner(source: str | Path) -> KinematicPlanner:
+    """The planner at a folder or bundled name, or the one in the bundle there. Raises ModelError when it holds none."""
+    found = load(source)
+    found = getattr(found, "planner", None) or found
+    if not isinstance(found, KinematicPlanner):
+        raise ModelError(f"{source} holds a {type(found).__name__} and no kinematic planner.")
+    return found
