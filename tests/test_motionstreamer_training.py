@@ -319,7 +319,7 @@ def test_plans_are_read_beside_sentences(recipe, tmp_path):
     with pytest.raises(ModelError, match="text_dim"):
         MotionStreamerTask(load_recipe(recipe, [overrides[0], overrides[2]]))
     with pytest.raises(ModelError, match="no kinematic planner"):
-        MotionStreamerTask(load_recipe(recipe, [f"data.planner={opened.data.tokenizer}"]))
+        MotionStreamerTask(load_recipe(recipe, [f"data.planner={opened.data.tokenizer}", overrides[2]]))
 
 
 def test_planned_sentences_tell_what_is_certain():
