@@ -1,0 +1,342 @@
+"""Scene images for a vision-language model: safe reading, and one prompt of text and image, without torchvision.
+
+An image becomes patches, and `merge²` neighbouring patches one visual token. The prompt holds one placeholder a visual
+token, between the family's vision markers; the model puts the image's features there. Any family whose config has Qwen's
+names (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5) is understood.
+
+Shapes: B prompts, L ids of the longest, P patches of all images.
+"""
+
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vadis.errors import FileError, MissingExtra, ModelError, VadisError
+
+MAX_PIXELS = 50_000_000
+"""Larger images are refused by their header, before anything is decoded."""
+MAX_BYTES = 200_000_000
+MAX_ASPECT = 100
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_VISUAL_TOKENS = 256
+"""Of one image, MotionVLA's limit."""
+Image = Any
+"""A path, a PIL image or a uint8 array `(H, W, 3)`."""
+
+
+# ---- reading
+
+
+def load_image(source: Image, max_pixels: int = MAX_PIXELS) -> Any:
+    """An upright 8-bit RGB PIL image from a path, a PIL image or a uint8 array `(H, W)`, `(H, W, 3)` or `(H, W, 4)`.
+
+    The EXIF rotation is applied, transparency laid on white, 16-bit grey scaled to 8 bits and CMYK converted.
+    Raises FileError for a file that is missing, too large, damaged, animated or no image, VadisError for other values.
+    """
+    try:
+        from PIL import Image as PILImage
+    except ImportError as error:
+        raise MissingExtra("reading images needs Pillow: pip install 'vadis[export]'") from error
+    if isinstance(source, str | Path):
+        with _readable(Path(source), max_pixels) as image:
+            return _rgb(image, str(source))
+    if isinstance(source, PILImage.Image):
+        _check_size(source.size, "the image", max_pixels)
+        return _rgb(source, "the image")
+    if isinstance(source, np.ndarray):
+        if (
+            source.dtype != np.uint8
+            or source.ndim not in (2, 3)
+            or (source.ndim == 3 and source.shape[2] not in (3, 4))
+        ):
+            raise VadisError(
+                f"an image array must be uint8 (H, W, 3); got {source.dtype} {source.shape}. Scale it to 0 … 255."
+            )
+        _check_size((source.shape[1], source.shape[0]), "the image", max_pixels)
+        return _rgb(PILImage.fromarray(np.ascontiguousarray(source)), "the image")
+    raise VadisError(f"an image is a path, a PIL image or a uint8 array; got a {type(source).__name__}.")
+
+
+@contextmanager
+def _readable(path: Path, max_pixels: int) -> Iterator[Any]:
+    """The opened image, its header checked; what PIL raises becomes a FileError of one sentence."""
+    from PIL import Image as PILImage
+    from PIL import UnidentifiedImageError
+
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise FileError(f"there is no image at {path}: check the path.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise FileError(f"{path} is no file: name one image.")
+    if status.st_size == 0:
+        raise FileError(f"{path} is empty: its download or export was not finished.")
+    if status.st_size > MAX_BYTES:
+        raise FileError(f"{path} has {status.st_size / 1e6:,.0f} MB; images up to {MAX_BYTES / 1e6:,.0f} MB are read.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # our own limit is lower
+            with PILImage.open(path, formats=FORMATS) as image:
+                _check_size(image.size, str(path), max_pixels)
+                if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                    raise FileError(f"{path} holds {image.n_frames} pictures: save the one that shows the scene.")
+                yield image
+    except PILImage.DecompressionBombError as error:
+        raise FileError(f"{path} is larger than {max_pixels / 1e6:g} megapixels: scale it down.") from error
+    except UnidentifiedImageError as error:
+        raise FileError(f"{path} is no image that can be read ({', '.join(FORMATS)}): convert it to PNG.") from error
+    except VadisError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError, KeyError, IndexError) as error:
+        raise FileError(f"{path} is damaged ({str(error)[:100] or type(error).__name__}): save it again.") from error
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise FileError(f"{name} has no pixels ({width} × {height}).")
+    if width * height > max_pixels:
+        raise FileError(
+            f"{name} has {width} × {height} = {width * height / 1e6:,.0f} megapixels; up to {max_pixels / 1e6:g} are "
+            "read: scale it down."
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise FileError(f"{name} is {width} × {height}, a strip rather than a picture: crop it.")
+
+
+def _rgb(image: Any, name: str) -> Any:
+    """Decode, turn upright, lay on white, convert."""
+    from PIL import Image as PILImage
+    from PIL import ImageOps
+
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise FileError(f"{name} is damaged or cut off ({str(error)[:100]}): save it again.") from error
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # a damaged EXIF block raises whatever its parser stumbled over
+        raise FileError(f"{name} has damaged EXIF data ({str(error)[:80]}): save it without metadata.") from error
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.uint32)
+        image = PILImage.fromarray(((deep + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise FileError(
+            f"{name} stores numbers of 32 bits, whose range for black and white is unknown: save it as PNG."
+        )
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = PILImage.new("RGBA", image.size, (255, 255, 255, 255))
+        image = PILImage.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+# ---- the model's side
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """What a prompt must know about a vision tower; ids of the text tokenizer, sizes in pixels or patches."""
+
+    image_id: int
+    start_id: int
+    end_id: int
+    patch: int
+    merge: int
+    temporal: int
+    family: str
+
+    @classmethod
+    def of(cls, config: Any) -> "VisionFacts":
+        """From a transformers config. Raises ModelError for a model that sees nothing."""
+        vision = getattr(config, "vision_config", None)
+        names = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+        if vision is None or any(getattr(config, name, None) is None for name in names):
+            raise ModelError(
+                f"a {getattr(config, 'model_type', 'model')} model takes no images: use one of the families qwen3_5, "
+                "qwen3_vl, qwen2_5_vl, qwen2_vl, or give text only."
+            )
+        ids = [int(getattr(config, name)) for name in names]
+        sizes = [vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size]
+        patch, merge, temporal = (int(s if isinstance(s, int) else s[0]) for s in sizes)
+        return cls(*ids, patch, merge, temporal, config.model_type)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that one visual token covers."""
+        return (self.patch * self.merge) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """One image as the vision tower reads it: `values` (patches, numbers a patch) float32 and `grid` (1, 3) int64."""
+
+    values: Tensor
+    grid: Tensor
+    merge: int
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens, `t * h * w / merge²`."""
+        return int(self.grid.prod()) // self.merge**2
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The ids of one prompt and the image that its placeholders stand for."""
+
+    ids: list[int]
+    pixels: Pixels | None = None
+    image_id: int | None = None
+
+    @property
+    def types(self) -> list[int]:
+        """1 at placeholders of the image, 0 elsewhere."""
+        return [int(self.pixels is not None and i == self.image_id) for i in self.ids]
+
+
+@dataclass
+class ScenePacker:
+    """Images and instructions to what a vision-language model reads.
+
+    Args:
+        text_tokenizer: of transformers; its chat template is used where it has one.
+        facts: of the vision tower; None for a model that reads text only.
+        max_visual_tokens: larger images are scaled down to this.
+        min_visual_tokens: smaller ones are scaled up to this.
+        image_mean, image_std: of a channel on the scale 0 … 1; Qwen3's are one half.
+    """
+
+    text_tokenizer: Any
+    facts: VisionFacts | None
+    max_visual_tokens: int = MAX_VISUAL_TOKENS
+    min_visual_tokens: int = 4
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    _processor: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_visual_tokens <= self.max_visual_tokens:
+            raise VadisError(
+                f"visual tokens from {self.min_visual_tokens} to {self.max_visual_tokens}: give 1 ≤ least ≤ most."
+            )
+
+    @property
+    def processor(self) -> Any:
+        """transformers' PIL image processor with the sizes of the tower."""
+        if self._processor is None:
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+            f = self._facts()
+            self._processor = Qwen2VLImageProcessorPil(
+                patch_size=f.patch, merge_size=f.merge, temporal_patch_size=f.temporal,
+                size={"shortest_edge": self.min_visual_tokens * f.pixels,
+                      "longest_edge": self.max_visual_tokens * f.pixels},
+                image_mean=list(self.image_mean), image_std=list(self.image_std),
+            )  # fmt: skip
+        return self._processor
+
+    def pixels(self, image: Image) -> Pixels:
+        """One image, read by `load_image`, as patches."""
+        f = self._facts()
+        loaded = load_image(image)
+        side = f.patch * f.merge
+        if max(loaded.size) > self.max_visual_tokens * side:  # a strip would keep more tokens than allowed
+            least = max(1, round(min(loaded.size) * self.max_visual_tokens * side / max(loaded.size)))
+            long = self.max_visual_tokens * side
+            loaded = loaded.resize((long, least) if loaded.width > loaded.height else (least, long))
+        made = self.processor(images=[loaded], return_tensors="pt")
+        found = Pixels(made["pixel_values"].float(), made["image_grid_thw"].long(), f.merge)
+        if found.tokens > self.max_visual_tokens:
+            raise VadisError(
+                f"an image of {loaded.width} × {loaded.height} needs {found.tokens} visual tokens; at most "
+                f"{self.max_visual_tokens} are read: crop it to a less extreme shape."
+            )
+        return found
+
+    def prompt(self, text: str, image: Image | Pixels | None = None) -> Prompt:
+        """The ids up to where the answer begins, image first, then `text`.
+
+        Raises VadisError for an empty text or one that spells a special token, and what `load_image` raises.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise VadisError("the instruction is empty: say what the person does, e.g. 'walk to the red box'.")
+        self._check_text(text)
+        pixels = image if isinstance(image, Pixels) or image is None else self.pixels(image)
+        ids = self._chat(text, pixels is not None)
+        if pixels is None:
+            return Prompt(ids)
+        f = self._facts()
+        if ids.count(f.image_id) != 1:
+            raise ModelError(
+                f"the chat template wrote {ids.count(f.image_id)} placeholders for one image: it is not the template of "
+                f"a {f.family} model."
+            )
+        where = ids.index(f.image_id)
+        ids = [*ids[:where], *[f.image_id] * pixels.tokens, *ids[where + 1 :]]
+        return Prompt(ids, pixels, f.image_id)
+
+    def _chat(self, text: str, image: bool) -> list[int]:
+        """The ids of the user's turn with at most one placeholder, and the start of the answer."""
+        tokenizer = self.text_tokenizer
+        if getattr(tokenizer, "chat_template", None):
+            content: Any = [{"type": "image"}, {"type": "text", "text": text}] if image else text
+            page = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=False,
+            )
+            return list(tokenizer(page, add_special_tokens=False)["input_ids"])
+        ids = list(tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"])
+        if not image:
+            return ids
+        f = self._facts()
+        return [f.start_id, f.image_id, f.end_id, *ids]
+
+    def _check_text(self, text: str) -> None:
+        """No special token may come from a user's words: it would stand for an image or for motion."""
+        special = set(getattr(self.text_tokenizer, "all_special_ids", ()))
+        special |= set(getattr(self.text_tokenizer, "added_tokens_decoder", {}))
+        if self.facts is not None:
+            special |= {self.facts.image_id, self.facts.start_id, self.facts.end_id}
+        found = [i for i in self.text_tokenizer(text, add_special_tokens=False)["input_ids"] if i in special]
+        if found:
+            name = self.text_tokenizer.convert_ids_to_tokens(found[0])
+            raise VadisError(f"the instruction spells the special token {name!r}: leave it out.")
+
+    def _facts(self) -> VisionFacts:
+        if self.facts is None:
+            raise VadisError("this model reads text only: leave the image out.")
+        return self.facts
+
+
+def collate(
+    prompts: Sequence[Prompt], pad_id: int, side: str = "left", answers: Sequence[Sequence[int]] | None = None
+) -> dict[str, Tensor]:
+    """A batch for the model: `input_ids`, `attention_mask`, `mm_token_type_ids` (B, L) int64 and, where any prompt has an
+    image, `pixel_values` (P, numbers) and `image_grid_thw` (images, 3). `answers`: ids to append to each prompt."""
+    tails = [list(a) for a in answers] if answers is not None else [[] for _ in prompts]
+    rows = [[*p.ids, *tail] for p, tail in zip(prompts, tails, strict=True)]
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
+    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        start = length - len(row) if side == "left" else 0
+        ids[i, start : start + len(row)] = torch.tensor(row)
+        mask[i, start : start + len(row)] = 1
+        types[i, start : start + len(prompt.ids)] = torch.tensor(prompt.types)
+    batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+    seen = [p.pixels for p in prompts if p.pixels is not None]
+    if seen:
+        batch["pixel_values"] = torch.cat([p.values for p in seen])
+        batch["image_grid_thw"] = torch.cat([p.grid for p in seen])
+    return batch
