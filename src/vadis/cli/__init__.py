@@ -30,6 +30,8 @@ VERBS = {
     "serve": ("vadis.cli.serve:Serve", "models over HTTP and WebSocket"),
     "fit dsft": ("vadis.cli.fit:FitDSFT", "a frequency tokenizer of a corpus, in seconds"),
     "train": ("vadis.cli.train:Train", "train a tokenizer or generator from a recipe"),
+    "study scaling": ("vadis.cli.study:Scaling", "model size × share of the data, trained and measured alike; plots"),
+    "study ablation": ("vadis.cli.study:Ablation", "variants of a recipe that differ in one thing each, as tables"),
     "evaluate": ("vadis.cli.evaluate:Evaluate", "metrics of a model or of predictions, beside real motion"),
     "leaderboard": ("vadis.cli.leaderboard:Leaderboard", "several evaluations on one sortable page"),
     "data build": ("vadis.cli.data_build:Build", "motion files and captions → corpus"),

@@ -1,0 +1,313 @@
+"""Studies: many trainings of one recipe, each in a folder of its own, measured alike and put side by side.
+
+A study file names a base recipe and either `axes`, whose levels are all combined (a scaling study: model size × share of
+the data × seed), or `variants`, tables of settings that differ from the base in one thing each (an ablation study).
+
+    RUN/CELL/                the run folder of a training (see `trainer.py`)
+    RUN/CELL/result.json     settings, sizes, losses, metrics; written when all of it is done
+    RUN/CELL/error.txt       why the cell broke, where it did
+    RUN/table.csv, .json, .md, AXIS.png    made from the results (see `study_report.py`)
+
+A study can be stopped and called again at any time: cells with a result are skipped, a training goes on from its
+checkpoint. A cell that breaks is reported and the others go on.
+"""
+
+import gc
+import itertools
+import json
+import math
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass as plain
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from vadis.errors import FileError, VadisError
+from vadis.files import atomic_write
+from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
+from vadis.training.tasks import TASKS, load_recipe
+
+Levels = dict[str, list[str]]
+"""Name of a level or variant → its `key=value` settings."""
+HARMLESS = ("run", "resume", "threads", "device", "logger", "log_every", "checkpoint_every", "stop_at")
+"""Settings of a recipe that may change between two calls of a study: they don't change what is learned."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Budget:
+    """What every cell may spend: one of the three; none: what the recipe says."""
+
+    steps: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    """Of training, validation included."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Equal passes over the cell's own training data: a smaller share gets fewer steps."""
+
+    def __post_init__(self) -> None:
+        if sum(v is not None for v in (self.steps, self.seconds, self.epochs)) > 1:
+            raise ValueError("give steps, seconds or epochs, only one of them")
+
+
+@dataclass(frozen=True, config=STRICT)
+class MotionEvaluation:
+    """How motions of every cell are made and measured (`vadis.evaluate`)."""
+
+    data: str
+    """Corpus with recorded motion and captions."""
+    protocol: str = "ms272"
+    evaluator: str = "vadis-mini-evaluator"
+    split: str | None = None
+    """By default test, else val."""
+    kinds: tuple[str, ...] = ("whole",)
+    limit: int | None = Field(default=None, ge=1)
+    repeats: int = Field(default=3, ge=1)
+    """Seeds of captions and pools."""
+    generations: int = Field(default=1, ge=1)
+    """Sets of motions made."""
+    batch: int = Field(default=32, ge=1)
+    """Prompts at once."""
+    seed: int = Field(default=0, ge=0)
+    tokenizer: str | None = None
+    """For recipes that train on tokens alone (`task: generator`): the model that made them."""
+    weights: Literal["model", "best"] = "model"
+    """The last weights, or those with the lowest validation metric (needs `best` in the recipe)."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the pipeline's call, e.g. temperature."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Study:
+    """A study file; settings of its cells are those of `settings`, then of the levels, then of the budget."""
+
+    recipe: str
+    """Base recipe; relative to the study file."""
+    run: str
+    """Folder of the cells."""
+    title: str = ""
+    settings: list[str] = Field(default_factory=list)
+    budget: Budget = Field(default_factory=Budget)
+    axes: dict[str, Levels] = Field(default_factory=dict)
+    variants: dict[str, Levels] = Field(default_factory=dict)
+    """Table → variants. With axes too (seeds), every variant is combined with their levels."""
+    evaluation: MotionEvaluation | None = None
+    """Without it only the held-out loss is measured. A level may change it: `evaluation.tokenizer=…`."""
+
+    def __post_init__(self) -> None:
+        for where, levels in itertools.chain(self.axes.items(), self.variants.items()):
+            if not levels:
+                raise ValueError(f"{where} has no levels")
+        if not self.axes and not self.variants:
+            raise ValueError("a study needs axes (a grid) or variants (tables)")
+
+    @property
+    def labels(self) -> list[str]:
+        """Names that tell the cells apart."""
+        return [*(["table", "variant"] if self.variants else []), *self.axes]
+
+
+@plain(frozen=True)
+class Cell:
+    """One training: its label on every axis, its settings and its folder. Equal settings share a folder."""
+
+    labels: dict[str, str]
+    settings: tuple[str, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def load_study(path: str | Path, settings: Sequence[str] = (), **changes: Any) -> Study:
+    """A study from a YAML file; `settings` go to every cell's recipe, `changes` (not None) replace fields.
+
+    Raises FileError when it can't be read, VadisError naming what is wrong in it.
+    """
+    path = Path(path)
+    raw = read_yaml(path)
+    raw.setdefault("run", f"runs/studies/{path.stem}")
+    if isinstance(raw.get("recipe"), str):
+        raw["recipe"] = str(path.parent / raw["recipe"])
+    for group in ("axes", "variants"):  # YAML reads a level called 0 as a number
+        if isinstance(raw.get(group), dict):
+            raw[group] = {str(k): _named(v) for k, v in raw[group].items()}
+    study = build(Study, raw | {k: v for k, v in changes.items() if v is not None}, path.name)
+    return replace(study, settings=[*study.settings, *settings])
+
+
+def _named(levels: Any) -> Any:
+    return {str(k): v for k, v in levels.items()} if isinstance(levels, dict) else levels
+
+
+def cells(study: Study, only: Sequence[str] = ()) -> list[Cell]:
+    """The cells of a study in order; `only` keeps those with the named levels, e.g. `size=small size=large seed=0`."""
+    heads = [
+        ({"table": table, "variant": variant}, settings)
+        for table, levels in study.variants.items()
+        for variant, settings in levels.items()
+    ] or [({}, [])]
+    found: list[Cell] = []
+    folders: dict[tuple[str, ...], Path] = {}
+    for (head, first), levels in itertools.product(heads, itertools.product(*(a.items() for a in study.axes.values()))):
+        labels = head | dict(zip(study.axes, (name for name, _ in levels), strict=True))
+        settings = (*first, *(s for _, more in levels for s in more))
+        folder = folders.setdefault(settings, Path(study.run) / _folder_name(labels))
+        found.append(Cell(labels, settings, folder))
+    if len({c.folder for c in found}) != len(folders):
+        raise VadisError(
+            "two cells would have the same folder: give the levels names that differ in letters or digits."
+        )
+    wanted: dict[str, set[str]] = {}
+    for text in only:
+        axis, equals, level = text.partition("=")
+        levels = {c.labels.get(axis) for c in found}
+        if not equals or level not in levels:
+            known = (
+                ", ".join(sorted(str(x) for x in levels if x)) or f"no such axis; there are {', '.join(study.labels)}"
+            )
+            raise VadisError(f"can't read {text!r}: expected AXIS=LEVEL, with the level one of: {known}.")
+        wanted.setdefault(axis, set()).add(level)
+    return [c for c in found if all(c.labels[axis] in levels for axis, levels in wanted.items())]
+
+
+def _folder_name(labels: dict[str, str]) -> str:
+    return "_".join(re.sub(r"[^A-Za-z0-9.=-]+", "-", f"{axis}={level}") for axis, level in labels.items())
+
+
+def cell_recipe(study: Study, cell: Cell) -> tuple[Recipe, MotionEvaluation | None]:
+    """The recipe of a cell without a budget in epochs, and how its motions are measured."""
+    budget = study.budget
+    spend = []
+    if budget.steps:
+        spend = [f"steps={budget.steps}", "max_seconds=null"]
+    elif budget.seconds:
+        spend = ["steps=1000000000", f"max_seconds={budget.seconds}"]
+    elif budget.epochs:
+        spend = ["max_seconds=null"]
+    own = [s for s in cell.settings if not s.startswith("evaluation.")]
+    recipe = load_recipe(study.recipe, [*study.settings, *own, *spend, f"run={cell.folder}", "resume=auto"])
+    changes = [s.removeprefix("evaluation.") for s in cell.settings if s.startswith("evaluation.")]
+    if study.evaluation is None:
+        return recipe, None
+    page = apply_overrides(as_dict(study.evaluation), changes)
+    return recipe, build(MotionEvaluation, page, f"evaluation of {cell.name}")
+
+
+def facts(task: Any, recipe: Recipe, budget: Budget) -> dict[str, int]:
+    """Parameters, training data and steps of a cell.
+
+    `body` counts the parameters without tables of embeddings (and without an output layer that mirrors them), as
+    scaling laws do. Raises VadisError for a budget in epochs when the task can't say how much data there is.
+    """
+    model: nn.Module = task.model
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = _output_layer(model)
+    if head is not None:
+        tables[id(head.weight)] = head.weight.numel()
+    parameters = {id(p): p for p in model.parameters()}
+    page = {
+        "parameters": sum(p.numel() for p in parameters.values()),
+        "body": sum(p.numel() for k, p in parameters.items() if k not in tables),
+        "trained": sum(p.numel() for p in parameters.values() if p.requires_grad),
+    }
+    page |= task.data_facts()
+    page["steps"] = recipe.steps
+    if budget.epochs:
+        if "items" not in page:
+            raise VadisError(
+                f"task {recipe.task} does not say how much data it has: give the budget in steps or seconds."
+            )
+        page["steps"] = max(1, math.ceil(budget.epochs * page["items"] / (page["items_per_step"] * recipe.accumulate)))
+    return page
+
+
+def _output_layer(model: nn.Module) -> Any:
+    """The layer that makes the logits, of models in the manner of transformers."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if isinstance(getattr(head, "weight", None), nn.Parameter) else None
+
+
+def dry_run(study: Study, chosen: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Every cell with its sizes, or with what is wrong with it under "problem"; nothing is trained or written."""
+    for cell in chosen:
+        try:
+            recipe, _ = cell_recipe(study, cell)
+            yield cell, facts(TASKS[recipe.task](recipe), recipe, study.budget) | {"done": is_done(cell)}
+        except VadisError as error:
+            yield cell, {"problem": str(error)}
+        gc.collect()
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether there is a result."""
+    return (cell.folder / "result.json").is_file()
+
+
+def run_study(study: Study, chosen: Sequence[Cell], jobs: int = 1, say: Say = print) -> dict[str, str]:
+    """Run the cells that have no result yet; returns what went wrong by the name of the cell.
+
+    With `jobs` above 1 so many processes share the work. Raises KeyboardInterrupt when a training was stopped by a signal.
+    """
+    unique = list({c.folder: c for c in chosen}.values())
+    problems: dict[str, str] = {}
+
+    def note(number: int, cell: Cell, problem: str) -> None:
+        if problem:
+            problems[cell.name] = problem
+        say(f"{number}/{len(unique)} {cell.name}: {problem or _line(cell)}")
+
+    if jobs == 1:
+        for number, cell in enumerate(unique, 1):
+            note(number, cell, attempt(study, cell))
+        return problems
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(attempt, study, cell): cell for cell in unique}
+        for number, future in enumerate(as_completed(waiting), 1):
+            error = future.exception()  # a process that died takes its cell with it
+            note(number, waiting[future], f"the process ended ({error})." if error else future.result())
+    return problems
+
+
+def attempt(study: Study, cell: Cell) -> str:
+    """Run one cell; returns "" or, for a cell that broke, why in a sentence (with the traceback in `error.txt`)."""
+    from vadis.training.study_cell import run_cell
+
+    try:
+        run_cell(study, cell)
+    except Exception as error:
+        with atomic_write(cell.folder / "error.txt") as temporary:
+            temporary.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{'' if isinstance(error, VadisError) else type(error).__name__ + ': '}{' '.join(str(error).split())}"
+    finally:
+        gc.collect()
+    (cell.folder / "error.txt").unlink(missing_ok=True)
+    return ""
+
+
+def read_result(cell: Cell) -> dict[str, Any] | None:
+    """The result of a cell, None when there is none; raises FileError when it is damaged."""
+    path = cell.folder / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        page = json.loads(path.read_text(encoding="utf-8"))
+        page["settings"], page["facts"], page["loss"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{path} is damaged ({error}). Delete it and call the study again.") from error
+    return page
+
+
+def _line(cell: Cell) -> str:
+    page = read_result(cell) or {}
+    shown = {"loss": page.get("loss")} | {k: page.get("metrics", {}).get(k) for k in ("r1", "r3", "fid")}
+    return " · ".join(f"{k} {v:.4g}" for k, v in shown.items() if v is not None)
