@@ -1,6 +1,5 @@
-"""The server: real sockets on a free loopback port, a small random model behind it."""
+"""The server over HTTP, its limits, its end: real sockets on a free loopback port, a small random model behind it."""
 
-import itertools
 import json
 import socket
 import subprocess
@@ -8,29 +7,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from stream_models import Words, small_pipe
+from servers import Served, eventually, greeted, httpx, serving, until_frames
+from stream_models import small_pipe
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import vadis
 from vadis import rotation
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.pipelines.stream import MotionStreamPipeline
 from vadis.server import protocol
-from vadis.server.limits import Busy, Places, ServerSettings
+from vadis.server.limits import Busy, Places
 from vadis.server.streams import StreamEngine
-
-pytest.importorskip("fastapi", reason="needs the server extra")
-pytest.importorskip("uvicorn", reason="needs the server extra")
-httpx = pytest.importorskip("httpx", reason="needs httpx")
-client = pytest.importorskip("websockets.sync.client", reason="needs the server extra")
-from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -38,89 +31,10 @@ def pipe(walk) -> MotionStreamPipeline:
     return small_pipe(walk)
 
 
-class Served:
-    """A running server and its addresses."""
-
-    def __init__(self, server: Any, port: int) -> None:
-        self.server, self.port = server, port
-        self.http, self.ws = f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/stream"
-        self.service = server.config.app.state.service
-
-    def post(self, **body: Any) -> Any:
-        return httpx.post(f"{self.http}/generate", json=body, timeout=60)
-
-    def connect(self, query: str = "", **options: Any) -> Any:
-        return client.connect(f"{self.ws}?{query}", compression=None, open_timeout=30, **options)
-
-    def settled(self, streams: int = 0) -> bool:
-        """Whether so many streams are left, within a minute."""
-        engine = self.service.engines["tiny"]
-        return eventually(lambda: self.service.streams.used == streams and len(engine.streams) == streams)
-
-
-def eventually(test: Any, seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while not test():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def serving(pipelines: dict[str, Any], **settings: Any) -> Iterator[Served]:
-    from vadis.server.run import make_server
-
-    port = free_port()
-    server = make_server(pipelines, ServerSettings(**settings), port=port)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert eventually(lambda: server.started)
-    try:
-        yield Served(server, port)
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def served(pipe: MotionStreamPipeline) -> Iterator[Served]:
-    with serving(
-        {"tiny": pipe}, max_streams=12, max_streams_per_client=12, slow_seconds=1.0, max_seconds=5.0
-    ) as server:
+    with serving({"tiny": pipe}, max_seconds=5.0) as server:
         yield server
-
-
-def greeted(stream: Any) -> dict[str, Any]:
-    """The "ready" message."""
-    page = json.loads(stream.recv(30))
-    assert page["type"] == "ready"
-    return page
-
-
-def until(stream: Any, kind: str) -> dict[str, Any]:
-    """The next message of a kind; frames before it are dropped."""
-    while True:
-        message = stream.recv(30)
-        if isinstance(message, str) and (page := json.loads(message))["type"] == kind:
-            return page
-
-
-def raw_stream(served: Served, query: str) -> socket.socket:
-    """A WebSocket that is opened and never read; its receive buffer is small."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    sock.connect(("127.0.0.1", served.port))
-    head = f"GET /stream?{query} HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    sock.sendall(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
-    return sock
 
 
 # ---- the layout
@@ -245,260 +159,6 @@ def test_the_description_holds(served: Served) -> None:
     done = subprocess.run([program, *words, "coverage,fuzzing"], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "4 selected / 4 total" in done.stdout
-
-
-# ---- streams
-
-
-def offline(pipe: MotionStreamPipeline, pieces: list[protocol.Frames], texts: list[str], seed: int) -> list[Any]:
-    """The same stream without a server: texts pushed at the latents where the server's frames change theirs."""
-    stream, made, known = pipe.stream(seed=seed), [], 0
-    for piece in pieces:
-        if piece.text != known:
-            known = piece.text
-            stream.push_text(texts[known - 1])
-        made.append(stream.next_frames())
-    return made
-
-
-def check(pieces: list[protocol.Frames], expected: list[Any]) -> None:
-    assert [p.start for p in pieces] == [e.start for e in expected]
-    for piece, frames in zip(pieces, expected, strict=True):
-        np.testing.assert_allclose(piece.root, frames.motion.root.numpy(), atol=1e-5)
-        turned = rotation.to_quat_wxyz(frames.motion.rotations).numpy()
-        same = np.abs((piece.quaternions * turned).sum(-1))  # q and -q turn alike
-        np.testing.assert_allclose(same, 1.0, atol=1e-5)
-
-
-def frames_of(message: str | bytes) -> protocol.Frames | None:
-    """The frames in a message of either form."""
-    if isinstance(message, bytes):
-        return protocol.unpack(message)
-    page = json.loads(message)
-    if page["type"] != "frames":
-        return None
-    arrays = (np.array(page[name], np.float32) for name in ("root", "rotations"))
-    return protocol.Frames(page["start"], page["text"], page["fps"], page["ms"], *arrays)
-
-
-@pytest.mark.parametrize("form", ["binary", "json"])
-def test_a_stream_equals_the_offline_stream(served: Served, pipe: MotionStreamPipeline, form: str) -> None:
-    texts = ["walk", "turn around", "sit"]
-    with served.connect(f"format={form}&pace=fast&seed=11&text=walk") as stream:
-        ready = greeted(stream)
-        assert (ready["fps"], ready["frames_per_message"], len(ready["joints"])) == (30.0, 4, 22)
-        pieces: list[protocol.Frames] = []
-        asked = 1
-        while not pieces or pieces[-1].text < 3 or pieces[-1].start < 160:
-            message = stream.recv(30)
-            assert isinstance(message, bytes) == (form == "binary") or json.loads(message)["type"] == "text"
-            if (piece := frames_of(message)) is None:
-                continue
-            pieces.append(piece)
-            if len(pieces) > 8 * asked and asked < 3:
-                stream.send(json.dumps({"type": "text", "text": texts[asked]}))
-                asked += 1
-    assert [t for t, _ in itertools.groupby(p.text for p in pieces)] == [1, 2, 3]
-    check(pieces, offline(pipe, pieces, texts, seed=11))
-
-
-def test_the_documented_client_works(served: Served, tmp_path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
-    block = next(b for b in page.split("```python")[1:] if "struct.unpack_from" in b).partition("```")[0]
-    script = tmp_path / "client.py"
-    script.write_text(block.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}").replace("seed=0", "seed=0&pace=fast"))
-    with subprocess.Popen([sys.executable, "-u", script], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            lines = list(itertools.takewhile(lambda line: "text 2" not in line, process.stdout))
-        finally:
-            process.kill()
-    assert any(line.startswith("  4.00 s  text 1  pelvis at ") for line in lines)
-    assert any("'number': 2, 'text': 'a person sits down'" in line for line in lines)
-    assert served.settled()
-
-
-def test_streams_in_one_batch_do_not_feel_each_other(served: Served, pipe: MotionStreamPipeline) -> None:
-    results: dict[int, list[protocol.Frames]] = {}
-
-    def take(k: int) -> None:
-        with served.connect(f"pace={'fast' if k % 2 else 'realtime'}&seed={k}&text=walk+{k}") as stream:
-            messages = (stream.recv(60) for _ in range(1000))
-            results[k] = []
-            while len(results[k]) < 8:
-                if isinstance(message := next(messages), bytes):
-                    results[k].append(protocol.unpack(message))
-
-    threads = [threading.Thread(target=take, args=(k,)) for k in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    for k in range(6):
-        check(results[k], offline(pipe, results[k], [f"walk {k}"], seed=k))
-    assert served.settled()
-
-
-def test_pause_resume_stop(served: Served) -> None:
-    with served.connect("pace=fast&seed=1") as stream:
-        greeted(stream)
-        stream.send('{"type": "text", "text": "walk"}')
-        assert until(stream, "text")["number"] == 1
-        first = protocol.unpack(stream.recv(30))
-        stream.send('{"type": "pause"}')
-        live = served.service.engines["tiny"].streams[0]
-        last = first
-        while not (live.paused and live.waiting == 0):  # what was made before the pause arrives
-            try:
-                last = protocol.unpack(stream.recv(0.3))
-            except TimeoutError:
-                continue
-        with pytest.raises(TimeoutError):
-            while True:
-                last = protocol.unpack(stream.recv(0.5))
-        stream.send('{"type": "resume"}')
-        assert protocol.unpack(stream.recv(30)).start == last.start + 4
-        stream.send('{"type": "stop"}')
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                stream.recv(30)
-        assert closed.value.rcvd.code == 1000
-
-
-def test_malformed_messages_are_answered_and_then_enough(served: Served) -> None:
-    with served.connect("pace=realtime&text=walk") as other, served.connect() as stream:
-        greeted(stream)
-        for message in ("{", '{"type": "dance"}', b"\0\1", '{"type": "text", "text": ""}'):
-            stream.send(message)
-            assert until(stream, "error")["error"]["code"] == "message"
-        stream.send('{"type": "text", "text": "walk"}')
-        assert until(stream, "text")["text"] == "walk"
-        with pytest.raises(ConnectionClosed) as closed:
-            for _ in range(30):
-                stream.send("nonsense")
-            while True:
-                stream.recv(30)
-        assert closed.value.rcvd.code == protocol.CLOSE_PROTOCOL
-        with served.connect() as large:
-            greeted(large)
-            with pytest.raises(ConnectionClosed) as closed:
-                large.send(json.dumps({"type": "text", "text": "walk " * 200_000}))
-                large.recv(30)
-            assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
-        starts = [protocol.unpack(m).start for m in (other.recv(30) for _ in range(12)) if isinstance(m, bytes)]
-        assert starts == list(range(0, 4 * len(starts), 4)) and len(starts) >= 10  # undisturbed
-    assert served.settled()
-
-
-def test_a_handshake_that_does_not_fit_is_refused_with_a_reason(served: Served) -> None:
-    for query, word in (("model=other", "other"), ("format=xml", "format"), ("seed=-1", "seed"), ("text=+", "text")):
-        with pytest.raises(InvalidStatus) as refused:
-            served.connect(query)
-        assert refused.value.response.status_code == 422
-        assert word in json.loads(refused.value.response.body)["error"]["message"]
-
-
-def test_a_slow_reader_is_dropped_and_nobody_else(served: Served) -> None:
-    slow = raw_stream(served, "pace=fast&format=json&text=walk")
-    assert eventually(lambda: served.service.streams.used == 1)
-    with served.connect("pace=realtime&text=walk") as stream:
-        greeted(stream)
-        closed = "vadis_streams_closed_total"
-        before = served.service.metrics.value(closed, reason=str(protocol.CLOSE_SLOW))
-        engine = served.service.engines["tiny"]
-        assert eventually(lambda: served.service.metrics.value(closed, reason=str(protocol.CLOSE_SLOW)) > before)
-        assert all(s.waiting <= engine.ahead for s in engine.streams)
-        assert until_frames(stream, 10) == list(range(0, 40, 4))
-    slow.close()
-    assert served.settled()
-
-
-def until_frames(stream: Any, count: int) -> list[int]:
-    """Numbers of the first frames of the next messages."""
-    starts: list[int] = []
-    while len(starts) < count:
-        if isinstance(message := stream.recv(60), bytes):
-            starts.append(protocol.unpack(message).start)
-    return starts
-
-
-def test_killed_clients_leave_nothing_behind(served: Served) -> None:
-    for _ in range(5):
-        sock = raw_stream(served, "pace=fast&text=walk")
-        sock.recv(100)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset instead of a farewell
-        sock.close()
-    assert served.settled()
-    engine = served.service.engines["tiny"]
-    assert sorted(engine.rows.free) == list(range(12)) and engine.rows.latents.running == []
-
-
-# ---- the engine alone
-
-
-def test_the_engine_stops_for_a_reader_that_does_not_take(pipe: MotionStreamPipeline) -> None:
-    engine = StreamEngine(pipe, rows=2, ahead=3)
-    try:
-        got: list[protocol.Frames] = []
-        stream = engine.open(got.append, seed=0, pace="fast")
-        stream.push(1, pipe.sentence("walk"))
-        assert eventually(lambda: len(got) == 3)
-        time.sleep(0.2)
-        assert len(got) == 3 and stream.waiting == 3
-        stream.taken()
-        assert eventually(lambda: len(got) == 4)
-        waiting = [engine.open(got.append, pace="fast") for _ in range(2)]
-        for other in waiting:
-            other.push(1, pipe.sentence("sit"))
-        assert eventually(lambda: sum(o.row is not None for o in waiting) == 1)  # two rows: one of them waits
-        stream.close()
-        assert eventually(lambda: all(o.waiting == 3 for o in waiting))
-    finally:
-        engine.stop()
-    with pytest.raises(ModelError, match="stopping"):
-        engine.open(got.append)
-
-
-def test_a_queued_text_waits_for_the_end(pipe: MotionStreamPipeline, monkeypatch) -> None:
-    """With an end latent that everything is near to, each text lasts `min_latents`, in the engine as offline."""
-    monkeypatch.setitem(pipe.generator._buffers, "end_latent", torch.zeros(4))
-    ending = MotionStreamPipeline(pipe.tokenizer, pipe.generator, Words(), replace(pipe.config, stop_threshold=1e9))
-    engine = StreamEngine(ending, rows=1, ahead=8)
-    try:
-        got: list[protocol.Frames] = []
-        stream = engine.open(got.append, seed=0, pace="fast")
-        with engine.changed:  # both are there before the first latent
-            stream.push(1, pipe.sentence("walk"))
-            stream.push(2, pipe.sentence("sit"), queue=True)
-        assert eventually(lambda: len(got) == 8)
-    finally:
-        engine.stop()
-    live = ending.stream(["walk", "sit"], seed=0)
-    expected = [live.next_frames() for _ in range(8)]
-    assert (
-        [piece.text for piece in got] == [{"walk": 1, "sit": 2}[e.text] for e in expected] == [1, 1, 2, 2, 2, 2, 2, 2]
-    )
-    check(got, expected)
-
-
-def test_a_model_that_fails_is_told(pipe: MotionStreamPipeline, monkeypatch) -> None:
-    with serving({"tiny": pipe}) as served, served.connect("pace=fast&text=walk") as stream:
-        assert until_frames(stream, 2) == [0, 4]
-        rows = served.service.engines["tiny"].rows
-
-        def step(streams: Any) -> Any:
-            raise RuntimeError("out of luck")
-
-        monkeypatch.setattr(rows, "step", step)
-        assert "restart the server" in until(stream, "error")["error"]["message"]
-        with pytest.raises(ConnectionClosed) as closed:
-            stream.recv(30)
-        assert closed.value.rcvd.code == protocol.CLOSE_ERROR
-        health = httpx.get(f"{served.http}/health")
-        assert health.status_code == 503 and health.json()["status"] == "failed"
-        with pytest.raises(InvalidStatus) as refused:
-            served.connect()
-        assert refused.value.response.status_code == 503
 
 
 # ---- limits, token, end

@@ -125,6 +125,18 @@ class LatentStreams:
         """End the stream in `row`; another may start there."""
         self.texts[row], self._noise[row], self.history[row] = None, None, self.history[row][:0]
 
+    def saved(self, rows: list[int]) -> list[tuple[Any, ...]]:
+        """What `restore` needs to take back whatever is done to these rows from now on."""
+        sources = [cast(np.random.Generator, self._noise[row]) for row in rows]
+        return [(row, self.texts[row], self.history[row], source, source.bit_generator.state)
+                for row, source in zip(rows, sources, strict=True)]  # fmt: skip
+
+    def restore(self, saved: list[tuple[Any, ...]]) -> None:
+        """Put rows back to where they were `saved`; they are read again as a whole at the next step."""
+        for row, text, history, source, state in saved:
+            self.texts[row], self.history[row], self._noise[row], self._read[row] = text, history, source, 0
+            source.bit_generator.state = state
+
     @property
     def running(self) -> list[int]:
         """Rows with a stream."""

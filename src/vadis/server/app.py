@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 import vadis
-from vadis.errors import MissingExtra, VadisError
+from vadis.errors import MissingExtra, ModelError, VadisError
 from vadis.server.limits import Busy, Guard, Places, ServerSettings, error_page, refuse
 from vadis.server.metrics import Metrics, server_metrics
 from vadis.server.models import MEDIA, GenerateRequest, ModelPage, Models, MotionPage
@@ -230,9 +230,9 @@ def _pages(app: FastAPI, service: Service) -> None:
         """The models that this server has loaded, the default first."""
         return service.models.pages()
 
-    @app.get("/health", responses={403: ERRORS[403], 503: {"model": HealthPage, "description": "A model has failed."}})
+    @app.get("/health", responses={403: ERRORS[403], 503: {"model": HealthPage, "description": "A model fails."}})
     async def health(response: Response) -> HealthPage:
-        """Whether the server works; 503 when it must be restarted."""
+        """Whether the server works; 503 while a model fails, which is tried again until it works."""
         good = all(engine.alive for engine in service.engines.values())
         response.status_code = 200 if good else 503
         return HealthPage(
@@ -295,6 +295,8 @@ def _motions(app: FastAPI, service: Service) -> None:
         try:
             session = Session(socket, engine, service.encoder(name), service.settings, service.metrics, format)
             await session.run(name, seed, pace, text)
+        except ModelError as error:  # it failed in this very moment
+            await refuse(socket.scope, socket.send, 503, "busy", str(error))
         finally:
             service.streams.give(client)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from vadis.server.protocol import (
 from vadis.server.streams import LiveStream, Pace, StreamEngine
 from vadis.skeleton import smpl22
 
+log = logging.getLogger("vadis.server")
 MAX_MALFORMED = 20
 """Messages of one stream that can't be understood before it is closed."""
 End = tuple[int, str]
@@ -76,8 +78,10 @@ class Session:
         except WebSocketDisconnect:
             pass
         except VadisError as error:  # the first text could not be read
-            await self._say({"type": "error", **error_page("model", str(error))})
-            code, reason = CLOSE_ERROR, "the model failed"
+            code, reason = await self._apologise(str(error))
+        except Exception as error:  # the text encoder failed; other streams have nothing to do with it
+            log.exception("a stream failed and was closed")
+            code, reason = await self._apologise(f"this stream failed ({type(error).__name__}): open a new one.")
         finally:
             self.live.close()
             for task in tasks:
@@ -108,8 +112,7 @@ class Session:
         while True:
             item = await self.deliveries.get()
             if isinstance(item, VadisError):
-                await self._say({"type": "error", **error_page("model", str(item))})
-                return CLOSE_ERROR, "the model failed"
+                return await self._apologise(str(item))
             try:
                 async with asyncio.timeout(self.settings.slow_seconds):
                     if self.form == "binary":
@@ -176,6 +179,12 @@ class Session:
         self.metrics.add("vadis_texts_total")
         await self._say({"type": "text", "number": self.texts, "text": order.text})
         self.live.push(self.texts, vector, order.queue)
+
+    async def _apologise(self, message: str) -> End:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # gone already, or stuck
+            async with asyncio.timeout(1.0):
+                await self._say({"type": "error", **error_page("model", message)})
+        return CLOSE_ERROR, "the model failed"
 
     async def _say(self, page: dict[str, Any]) -> None:
         await self.socket.send_text(json.dumps(page, ensure_ascii=False, separators=(",", ":")))

@@ -1,31 +1,32 @@
 """Many live streams of one model in one batch: a thread that makes the next latent of every stream that is due.
 
 Streams join, change their text and leave at any latent; what one makes does not depend on the others and equals
-`MotionStream` with the same seed and texts. A stream whose reader lags behind is not advanced (back-pressure).
-
-Shapes: R rows, n frames a latent, D features, J joints.
+`MotionStream` with the same seed and texts. A stream whose reader lags behind is not advanced (back-pressure). A failure ends
+the streams that it belongs to; when it belongs to the model, all of them, and the worker tries the model again until it works.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vadis import rotation
 from vadis.errors import ModelError, VadisError
-from vadis.pipelines.stream import RunningRoot
 from vadis.server.metrics import Metrics
 from vadis.server.protocol import Frames
+from vadis.server.rows import Rows
 
 Pace = Literal["realtime", "fast"]
 """As the frames play, or as fast as they are read."""
 MAX_DEBT = 1.0
 """Seconds that a late stream makes up for; beyond, its clock is set back."""
+TRY_AGAIN = (1.0, 60.0)
+"""Seconds until a model that failed is tried a second time, doubled each time up to the last."""
+log = logging.getLogger("vadis.server")
 
 
 class LiveStream:
@@ -52,6 +53,18 @@ class LiveStream:
             self.pending.append((number, vector))
             self.engine.changed.notify()
 
+    def take_text(self) -> tuple[int, Tensor] | None:
+        """The text that comes next, if there is one."""
+        with self.engine.changed:
+            self.replace = False
+            return self.pending.popleft() if self.pending else None
+
+    def put_back(self, text: tuple[int, Tensor]) -> None:
+        """Undo `take_text`."""
+        with self.engine.changed:
+            if not self.replace:
+                self.pending.appendleft(text)
+
     def pause(self, paused: bool = True) -> None:
         """Stop making frames, or go on."""
         with self.engine.changed:
@@ -74,91 +87,6 @@ class LiveStream:
             self.engine.changed.notify()
 
 
-class Rows:
-    """The batch itself: rows of the generator, of the decoder and of the place in the world. One thread only."""
-
-    def __init__(self, pipeline: Any, rows: int) -> None:
-        self.pipeline, c = pipeline, pipeline.config
-        RunningRoot(pipeline.tokenizer.representation)  # refuses what can't be placed piece by piece
-        null = pipeline.sentence("") if c.guidance_scale != 1 else None
-        names = ("guidance_scale", "sampler", "steps", "temperature", "keep")
-        self.latents = pipeline.generator.streams(rows, null_text=null, **{name: getattr(c, name) for name in names})
-        self.decoder = pipeline.tokenizer.stream_decoder(rows)
-        reach = pipeline.generator.config.stop_threshold if c.stop_threshold is None else c.stop_threshold
-        self.reach, self.min_latents = reach, c.min_latents
-        self.turn = torch.eye(3, dtype=torch.float64).repeat(rows, 1, 1)
-        self.place = torch.zeros(rows, 2, dtype=torch.float64)
-        self.free = list(range(rows))[::-1]
-
-    def join(self, stream: LiveStream) -> bool:
-        """Give a stream a row; False when none is free."""
-        if not self.free:
-            return False
-        row = stream.row = self.free.pop()
-        self.decoder.reset([row])
-        self.turn[row], self.place[row] = torch.eye(3, dtype=torch.float64), 0.0
-        return True
-
-    def leave(self, stream: LiveStream) -> None:
-        """Take a stream's row back."""
-        if stream.row is not None:
-            self.latents.leave(stream.row)
-            self.free.append(stream.row)
-            stream.row = None
-
-    def change(self, stream: LiveStream, number: int, vector: Tensor) -> None:
-        """Make a stream follow another text."""
-        if stream.text:
-            self.latents.set_text(stream.row, vector)
-        else:
-            self.latents.start(stream.row, vector, None, stream.seed)
-        stream.text, stream.vector, stream.since = number, vector, 0
-
-    @torch.no_grad()
-    def step(self, streams: Sequence[LiveStream]) -> list[Frames | None]:
-        """The next frames of each stream; None for one whose latent is not finite, which must leave."""
-        started = time.perf_counter()
-        latents = self.latents.step([s.row for s in streams])
-        ended = (latents - self.pipeline.generator.end_latent.to(latents)).norm(dim=-1) < self.reach
-        again = [k for k, s in enumerate(streams) if bool(ended[k]) and s.since >= self.min_latents]
-        for k in again:
-            stream = streams[k]
-            self.latents.undo(stream.row)
-            self.change(stream, *(stream.pending.popleft() if stream.pending else (stream.text, stream.vector)))
-        if again:
-            latents[again] = self.latents.step([streams[k].row for k in again])
-        good = [k for k, finite in enumerate(latents.isfinite().all(-1).tolist()) if finite]
-        results: list[Frames | None] = [None] * len(streams)
-        if not good:
-            return results
-        features = self.decoder.push(latents[good, None], [streams[k].row for k in good])  # (R, n, D)
-        root, quaternions = self._placed(features.cpu(), [streams[k].row for k in good])
-        ms = 1000 * (time.perf_counter() - started)
-        for i, k in enumerate(good):
-            stream = streams[k]
-            results[k] = Frames(
-                stream.frames, stream.text, self.pipeline.tokenizer.fps, ms, root[i].numpy(), quaternions[i].numpy()
-            )
-            stream.frames += features.shape[1]
-            stream.since += 1
-        return results
-
-    def _placed(self, features: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
-        """Root positions `(R, n, 3)` and local quaternions `(R, n, J, 4)`, going on from where each body was.
-
-        As `RunningRoot`, for all rows at once.
-        """
-        representation = self.pipeline.representation
-        x = features.double()
-        before = x[:, :1].clone()
-        before[..., :2], before[..., 2:8] = self.place[rows, None], rotation.to_6d(self.turn[rows], "rows")[:, None]
-        x = torch.cat([before, x], dim=1)
-        local, root = representation.rotations(x)
-        self.turn[rows] = representation.root_path(x)[0][:, -1]
-        self.place[rows] = root[:, -1, [0, 2]]
-        return root[:, 1:].float(), rotation.to_quat_wxyz(local[:, 1:].float())
-
-
 class StreamEngine:
     """A worker thread around `Rows`.
 
@@ -177,8 +105,8 @@ class StreamEngine:
         self.pipeline, self.lead, self.ahead, self.metrics = pipeline, lead, ahead, metrics
         self.fps = float(pipeline.tokenizer.fps)
         self.latent_seconds = pipeline.tokenizer.frames_per_token / self.fps
-        self.rows = Rows(pipeline, rows)
-        self.changed = threading.Condition()
+        self.count, self.rows = rows, Rows(pipeline, rows)
+        self.changed = threading.Condition()  # its lock may be taken again by who holds it
         self.streams: list[LiveStream] = []
         self.error: str | None = None
         self._stopping = False
@@ -190,7 +118,7 @@ class StreamEngine:
     ) -> LiveStream:
         """A new stream, still without a text. `deliver` is called in the worker's thread and must not wait.
 
-        Raises ModelError when the engine has failed.
+        Raises ModelError while the model fails.
         """
         with self.changed:
             if self.error or self._stopping:
@@ -208,24 +136,64 @@ class StreamEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker works."""
+        """Whether the worker runs and the model works."""
         return self._thread.is_alive() and self.error is None
 
     def _run(self) -> None:
-        try:
-            while True:
+        while not self._stopping:
+            try:
+                self._work()
+            except Exception as error:  # whatever it is, readers must hear of it and the worker must go on
+                log.exception("a model failed; its streams were closed, it is tried again")
+                self._failed("model")
                 with self.changed:
-                    while not self._stopping and not (due := self._due()):
-                        self.changed.wait(self._patience)
-                    if self._stopping:
-                        return
-                self._advance(due)
-        except Exception as error:  # whatever it is, readers must hear of it
-            logging.getLogger("vadis.server").exception("the streams stopped")
+                    self.error = f"the model failed ({type(error).__name__}) and is tried again: come back in a moment."
+                    for stream in self.streams:
+                        self._end(stream, VadisError(self.error))
+                    self.streams.clear()
+                self._recover()
+
+    def _work(self) -> None:
+        while True:
             with self.changed:
-                self.error = f"the model failed ({type(error).__name__}): restart the server."
-                for stream in self.streams:
-                    stream.deliver(VadisError(self.error))
+                while not self._stopping and not (due := self._due()):
+                    self.changed.wait(self._patience)
+                if self._stopping:
+                    return
+            self._advance(due)
+
+    def _recover(self) -> None:
+        """Return with a new batch when the model works again, or when the engine is stopped."""
+        wait = 0.0
+        while True:
+            with self.changed:
+                if self.changed.wait_for(lambda: self._stopping, wait):
+                    return
+            try:
+                rows = Rows(self.pipeline, self.count)
+                rows.try_out()
+            except Exception as error:
+                log.error("the model still fails: %s: %s", type(error).__name__, error)
+                wait = min(max(2 * wait, TRY_AGAIN[0]), TRY_AGAIN[1])
+                continue
+            with self.changed:
+                self.rows, self.error = rows, None
+            log.warning("the model works again")
+            return
+
+    def _failed(self, what: Literal["model", "stream"]) -> None:
+        if self.metrics:
+            self.metrics.add("vadis_failures_total", what=what)
+
+    def _end(self, stream: LiveStream, error: VadisError) -> None:
+        stream.closed = True
+        self._deliver(stream, error)
+
+    def _deliver(self, stream: LiveStream, item: Frames | VadisError) -> None:
+        try:
+            stream.deliver(item)
+        except Exception:  # its event loop has ended
+            stream.closed = True
 
     def _due(self) -> list[LiveStream]:
         """Streams to advance now, rows and texts up to date; sets how long to wait when there are none."""
@@ -247,12 +215,18 @@ class StreamEngine:
         if first is None or first > now:
             return []
         soon = now + self.latent_seconds / 2  # those that are nearly due come along: one batch costs less than two
-        due = [stream for when, stream in ready if when <= soon]
-        for stream in due:
-            if stream.pending and (stream.replace or not stream.text):
-                self.rows.change(stream, *stream.pending.popleft())
-                stream.replace = False
-        return due
+        return [stream for when, stream in ready if when <= soon and self._up_to_date(stream)]
+
+    def _up_to_date(self, stream: LiveStream) -> bool:
+        """Give a stream the text that it shall follow; False for a text that the model refuses, which ends the stream."""
+        if (stream.replace or not stream.text) and (text := stream.take_text()) is not None:
+            try:
+                self.rows.change(stream, *text)
+            except VadisError as error:
+                self._failed("stream")
+                self._end(stream, error)
+                return False
+        return True
 
     def _when(self, stream: LiveStream, now: float) -> float:
         """When a stream's next latent is to be made."""
@@ -268,18 +242,38 @@ class StreamEngine:
 
     def _advance(self, due: list[LiveStream]) -> None:
         started = time.perf_counter()
-        results = self.rows.step(due)
+        try:
+            results = self.rows.step(due)
+        except Exception as error:
+            results = self._apart(due, error)
         if self.metrics:
             self.metrics.observe("vadis_latent_seconds", time.perf_counter() - started)
             self.metrics.add("vadis_latents_total", len(due))
             self.metrics.add("vadis_frames_total", len(due) * self.pipeline.tokenizer.frames_per_token)
         with self.changed:
-            for stream, frames in zip(due, results, strict=True):
+            for stream, item in zip(due, results, strict=True):
                 if stream.closed:
                     continue
-                if frames is None:
-                    stream.closed = True
-                    stream.deliver(VadisError("the model made numbers that are not finite: open a new stream."))
+                if isinstance(item, VadisError):
+                    self._end(stream, item)
                 else:
                     stream.waiting += 1
-                    stream.deliver(frames)
+                    self._deliver(stream, item)
+
+    def _apart(self, due: list[LiveStream], error: Exception) -> list[Frames | VadisError]:
+        """Each stream by itself after the batch has failed; an error for those that fail alone too.
+
+        Raises when it is the model that fails.
+        """
+        results: list[Frames | VadisError] = []
+        for stream in due:
+            try:
+                results += self.rows.step([stream])
+            except Exception as own:
+                error = own
+                self._failed("stream")
+                results.append(VadisError(f"this stream failed ({type(own).__name__}): open a new one."))
+        if all(isinstance(item, VadisError) for item in results):
+            Rows(self.pipeline, 1).try_out()
+        log.error("streams failed and were closed", exc_info=error)
+        return results

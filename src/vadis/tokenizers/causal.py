@@ -121,7 +121,10 @@ class _Stream:
     def _advance(self, x: Tensor, rows: list[int]) -> Tensor:
         """`(R, C, n)` through the network, with the context of `rows`."""
         if rows == list(range(self.rows)):
-            return self.network(x, self.memory)
+            memory = dict(self.memory)
+            y = self.network(x, memory)
+            self.memory = memory  # only now: a failure leaves the stream as it was
+            return y
         memory = {layer: context[rows] for layer, context in self.memory.items()}
         y = self.network(x, memory)
         for layer, context in memory.items():
