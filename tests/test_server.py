@@ -288,3 +288,23 @@ def test_what_can_not_be_served_is_said(pipe: MotionStreamPipeline) -> None:
         Models({"part": pipe.tokenizer})
     with pytest.raises(ModelError, match="whole motions only"):
         StreamEngine(pipe.tokenizer)
+
+
+@pytest.mark.slow
+def test_a_model_of_whole_motions_says_which_ones_stream(pipe: MotionStreamPipeline) -> None:
+    mini = vadis.load("vadis-mini")
+    for others, words in (
+        ({"tiny": pipe}, "of models that stream there are: tiny"),
+        ({}, "start the server with --model"),
+    ):
+        with serving({"vadis-mini": mini, **others}) as served:
+            assert httpx.get(f"{served.http}/models").json()[0]["streams"] is False
+            with pytest.raises(InvalidStatus) as refused:
+                served.connect("model=vadis-mini&text=walk")
+            message = json.loads(refused.value.response.body)["error"]["message"]
+            assert refused.value.response.status_code == 422
+            assert "vadis-mini makes whole motions only: ask POST /generate" in message and words in message.lower()
+            if not others:
+                with pytest.raises(InvalidStatus) as refused:
+                    served.connect("text=walk")
+                assert "no streaming model here; start the server" in refused.value.response.body.decode()

@@ -114,11 +114,13 @@ class Models:
         known = self.streaming if streaming else list(self.pipelines)
         if name is None and known:
             return known[0]
-        if name not in known:
-            what = "streaming model" if streaming else "model"
-            listed = ", ".join(known) or "none; start the server with --model vadis-mini-stream"
-            raise ModelError(f"no {what} {str(name or '')[:80]!r} here; there are: {listed}.")
-        return name
+        if name in known:
+            return name
+        listed = f"there are: {', '.join(known)}" if known else "start the server with --model vadis-mini-stream"
+        if name in self.pipelines:
+            raise ModelError(f"{name} makes whole motions only: ask POST /generate. Of models that stream {listed}.")
+        what = "streaming model" if streaming else "model"
+        raise ModelError(f"no {what} {str(name or '')[:80]!r} here; {listed}.".replace("model '' here", "model here"))
 
     def generate(self, name: str, request: GenerateRequest, seed: int) -> MotionPage | bytes:
         """Make the motion, as a page or as the bytes of the asked-for file."""
