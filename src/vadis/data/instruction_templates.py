@@ -6,7 +6,7 @@ its halves), `{frames}` and `{seconds}` (length of the motion that is asked for)
 evaluation and generation use; training draws among those whose fields are known.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cache
 from string import Formatter
 from typing import Any
@@ -202,30 +202,40 @@ def templates_of(task: str) -> tuple[str, ...]:
 def fill(template: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
     """A template with its fields filled: texts (neighbouring ones joined) and whatever the motion fields hold, in order.
 
-    Values are put in as they are, so braces in a caption stay braces. A motion field may hold a sequence of texts and
+    Values are put in as they are, so braces in a caption stay braces; only the full stop between a caption and a sentence
+    behind it is made right. A motion field may hold a sequence of texts and
     motions. Raises VadisError for a field without a value.
     """
     result: list[Any] = []
-    for text, name in pieces(template):
+    parts = pieces(template)
+    for (text, name), (behind, _) in zip(parts, [*parts[1:], ("", None)], strict=True):
         _append(result, text)
         if name is None:
             continue
         if values.get(name) is None:
             raise VadisError(f"the template {template[:80]!r} needs {name}: give it, or use another template.")
         value = values[name]
-        for part in value if isinstance(value, list | tuple) else (value,):
-            _append(result, part if name in MOTION_FIELDS else str(part))
+        if name in MOTION_FIELDS:
+            for part in value if isinstance(value, list | tuple) else (value,):
+                _append(result, part)
+        else:
+            _append(result, _ended(str(value), behind))
     return tuple(result)
+
+
+def _ended(sentence: str, behind: str) -> str:
+    """A sentence with the full stop that it lacks before the next one, or without one before other punctuation."""
+    if behind[:1] in (".", ",", "?") and sentence.endswith("."):
+        return sentence[:-1]
+    return (
+        sentence + "."
+        if behind[1:2].isupper() and sentence[-1:] not in ".!?:" and sentence[-1:].isalpha()
+        else sentence
+    )
 
 
 def _append(parts: list[Any], part: Any) -> None:
     if isinstance(part, str) and parts and isinstance(parts[-1], str):
         parts[-1] += part
-    elif part != "" if isinstance(part, str) else True:
+    elif not isinstance(part, str) or part:
         parts.append(part)
-
-
-def check_templates(templates: Collection[str]) -> None:
-    """Raise VadisError unless every template of the user's can be read."""
-    for template in templates:
-        pieces(template)

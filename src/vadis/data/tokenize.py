@@ -138,8 +138,13 @@ def _plain(config: Any) -> Any:
     return json.loads(json.dumps(asdict(config) if is_dataclass(config) else dict(config)))  # type: ignore[arg-type]
 
 
-def _segments(corpus: Corpus, least: int, most: int | None) -> tuple[list[str], list[_Segment], dict[str, int]]:
-    """The different sentences, the segments they speak of, and counts of what was left out."""
+def _segments(
+    corpus: Corpus, least: int, most: int | None, captionless: bool = False
+) -> tuple[list[str], list[_Segment], dict[str, int]]:
+    """The different sentences, the segments they speak of, and counts of what was left out.
+
+    With `captionless` a clip that nothing is said of is one segment without sentences.
+    """
     from vadis.generators.text import MAX_CHARACTERS
 
     ids: dict[str, int] = {}
@@ -158,6 +163,8 @@ def _segments(corpus: Corpus, least: int, most: int | None) -> tuple[list[str], 
             if b <= a or (a <= slack and b >= frames - slack):
                 a, b = 0, frames
             spans[max(a, 0), min(b, frames)].append((text, c["kind"]))
+        if not spans and captionless:
+            spans[0, frames] = []
         left_out["clips without captions"] += not spans
         for (a, b), said in sorted(spans.items()):
             if b - a < least:
