@@ -202,6 +202,13 @@ class Prompt:
         """1 at placeholders of the image, 0 elsewhere."""
         return [int(self.pixels is not None and i == self.image_id) for i in self.ids]
 
+    def without_image(self) -> "Prompt":
+        """The same words without the image, its placeholders and the markers around them."""
+        if self.pixels is None:
+            return self
+        places = [i for i, kind in enumerate(self.types) if kind]
+        return Prompt([*self.ids[: places[0] - 1], *self.ids[places[-1] + 2 :]])
+
 
 @dataclass
 class ScenePacker:
@@ -228,6 +235,25 @@ class ScenePacker:
             raise VadisError(
                 f"visual tokens from {self.min_visual_tokens} to {self.max_visual_tokens}: give 1 ≤ least ≤ most."
             )
+
+    def settings(self) -> dict[str, Any]:
+        """What `from_settings` needs, as plain values."""
+        names = ("max_visual_tokens", "min_visual_tokens", "image_mean", "image_std")
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
+
+    @classmethod
+    def from_settings(
+        cls, text_tokenizer: Any, facts: VisionFacts | None, settings: dict[str, Any], where: str = "settings"
+    ) -> "ScenePacker":
+        """A packer with saved settings. Raises ModelError for values that can't be."""
+        try:
+            colours = {k: tuple(float(x) for x in settings[k]) for k in ("image_mean", "image_std") if k in settings}
+            counts = {k: int(v) for k, v in settings.items() if k.endswith("_visual_tokens")}
+            if any(len(v) != 3 for v in colours.values()) or min(colours.get("image_std", (1.0,))) <= 0:
+                raise ValueError("colours have three channels, and a deviation is positive")
+            return cls(text_tokenizer, facts, **counts, **colours)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{where} can't be used ({str(error)[:120]}): save the model again.") from error
 
     @property
     def processor(self) -> Any:
@@ -286,21 +312,17 @@ class ScenePacker:
 
     def _chat(self, text: str, image: bool) -> list[int]:
         """The ids of the user's turn with at most one placeholder, and the start of the answer."""
-        tokenizer = self.text_tokenizer
+        tokenizer, marks = self.text_tokenizer, ""
+        if image:
+            f = self._facts()
+            marks = "".join(tokenizer.convert_ids_to_tokens([f.start_id, f.image_id, f.end_id]))
+        page = f"{marks}{text}\n"
         if getattr(tokenizer, "chat_template", None):
-            content: Any = [{"type": "image"}, {"type": "text", "text": text}] if image else text
+            turn = [{"role": "user", "content": f"{marks}{text}"}]  # what templates make of a list of image and text
             page = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=False,
-                enable_thinking=False,
+                turn, add_generation_prompt=True, tokenize=False, enable_thinking=False
             )
-            return list(tokenizer(page, add_special_tokens=False)["input_ids"])
-        ids = list(tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"])
-        if not image:
-            return ids
-        f = self._facts()
-        return [f.start_id, f.image_id, f.end_id, *ids]
+        return list(tokenizer(page, add_special_tokens=False)["input_ids"])
 
     def _check_text(self, text: str) -> None:
         """No special token may come from a user's words: it would stand for an image or for motion."""
