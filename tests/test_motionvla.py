@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import procedural_walk
 
 import vadis
-from conftest import procedural_walk
 from vadis.errors import ModelError, VadisError
 from vadis.pipelines.consistency import consistent, disagreement
 from vadis.representations import representation
