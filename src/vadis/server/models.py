@@ -119,8 +119,8 @@ class Models:
         listed = f"there are: {', '.join(known)}" if known else "start the server with --model vadis-mini-stream"
         if name in self.pipelines:
             raise ModelError(f"{name} makes whole motions only: ask POST /generate. Of models that stream {listed}.")
-        what = "streaming model" if streaming else "model"
-        raise ModelError(f"no {what} {str(name or '')[:80]!r} here; {listed}.".replace("model '' here", "model here"))
+        what = ("streaming model" if streaming else "model") + (f" {name[:80]!r}" if name is not None else "")
+        raise ModelError(f"no {what} here; {listed}.")
 
     def generate(self, name: str, request: GenerateRequest, seed: int) -> MotionPage | bytes:
         """Make the motion, as a page or as the bytes of the asked-for file."""
