@@ -36,6 +36,7 @@ VERBS = {
     "leaderboard": ("vadis.cli.leaderboard:Leaderboard", "several evaluations on one sortable page"),
     "data build": ("vadis.cli.data_build:Build", "motion files and captions → corpus"),
     "data augment": ("vadis.cli.data_augment:Augment", "a larger captioned corpus from a small one"),
+    "data scenes": ("vadis.cli.data_scenes:Scenes", "rooms with pictures, instructions and the motions that follow them"),
     "data encode": ("vadis.cli.data_encode:Encode", "corpus → tokens and text features for training a generator"),
     "data check": ("vadis.cli.data_check:Check", "read a whole corpus and verify every clip"),
     "data overlap": ("vadis.cli.data_overlap:Overlap", "repeated captions and motion: of test in train, or inside"),

@@ -137,6 +137,11 @@ class CorpusWriter:
             if (kind is None or not self.resume) and self._folder.exists():
                 shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def folder(self) -> Path:
+        """Where to put files that belong beside the shards; it becomes `path` on a clean exit."""
+        return self._folder
+
     def __contains__(self, clip_id: str) -> bool:
         return clip_id in self._seen
 
