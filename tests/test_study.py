@@ -9,6 +9,7 @@ from conftest import procedural_walk
 
 from vadis.cli import main
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
+from vadis.data.instruction_reader import InstructionData, Instructions, TokenSource
 from vadis.data.share import nested_share
 from vadis.data.tokenize import EncodedCorpus, encode_corpus
 from vadis.errors import FileError, VadisError
@@ -109,6 +110,16 @@ def test_a_share_of_an_encoded_corpus_leaves_the_other_splits_alone(data):
     half, whole = corpus.subset("train", share=0.5), corpus.subset("train")
     assert set(half.column("clip")) < set(whole.column("clip"))
     assert len(whole) == 12 and 6 <= len(half) <= 8
+
+
+def test_a_share_of_instructions_leaves_held_out_clips_alone(data):
+    source = (TokenSource(str(data / "encoded")),)
+    half, whole = (Instructions(InstructionData(source, share=share)) for share in (0.5, 1.0))
+    assert len(half) < len(whole) == 12
+    assert half.sources[0].column("clip") == EncodedCorpus.open(data / "encoded").subset("train", share=0.5).column(
+        "clip"
+    )
+    assert len(Instructions(InstructionData(source, share=0.5), split="val")) == 33
 
 
 # ---- study files

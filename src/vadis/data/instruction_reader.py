@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from vadis.data.instruction_templates import PART_QUESTIONS, TEMPLATES, templates_of, usable
 from vadis.data.instructions import InstructionItem, MotionSpan, given_parts, instruction
+from vadis.data.share import nested_share
 from vadis.data.token_corpus import TokenCorpus, source_names
 from vadis.errors import VadisError
 from vadis.training.config import STRICT
@@ -59,6 +60,9 @@ class InstructionData:
     """Share of predictions, in-betweens and completions that are told the caption too."""
     paraphrases: bool = True
     """Draw among all wordings; otherwise always the first that fits."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Draw from this share of the tokens of every corpus, whole groups of clips; a smaller share lies inside a larger one.
+    Not for another split than the corpora's own, so held-out clips stay the same."""
     unseen_sources: str | None = None
     """Text file of source names, one a line, that are kept out of training (a test of what was never seen)."""
 
@@ -98,6 +102,8 @@ class Instructions:
             if unseen and not names & set(corpus.column("source")):
                 continue
             rows = corpus.subset(split or source.split, only=names if unseen else None, without=() if unseen else names)
+            if data.share < 1 and split is None and not unseen:
+                rows = rows.take(nested_share(rows.column("group"), rows.steps, data.share))
             self.sources.append(rows)
             weights.append(source.weight)
         self._possible = [self._tasks_of(corpus) for corpus in self.sources]

@@ -301,8 +301,9 @@ def read_result(cell: Cell) -> dict[str, Any] | None:
         return None
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
-        page["settings"], page["facts"], page["loss"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if missing := {"settings", "facts", "loss"} - page.keys():
+            raise KeyError(*missing)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{path} is damaged ({error}). Delete it and call the study again.") from error
     return page
 

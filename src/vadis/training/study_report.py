@@ -14,11 +14,10 @@ import numpy as np
 from vadis.errors import MissingExtra, VadisError
 from vadis.files import atomic_write
 from vadis.training.study import Cell, Study, read_result
+from vadis.training.study_cell import METRICS
 
 FACTS = ("parameters", "body", "trained", "items", "tokens", "steps", "epochs")
-METRICS = ("r1", "r2", "r3", "fid", "matching", "diversity", "skate", "jerk")
 FEWEST = 4  # different sizes that a power law is fitted to
-POOL_NOTE = "R@1 of real motion"
 
 
 def rows_of(study: Study, chosen: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -112,7 +111,7 @@ def markdown(study: Study, rows: Sequence[dict[str, Any]], fits: Sequence[dict[s
 def _table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
     columns = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in rows)]
     if max(r["seeds"] for r in rows) > 1:
-        columns.append(("seeds", "seeds", str))
+        columns.append(("seeds", "seeds", lambda v: str(v)))
     lines = [[*labels, *(heading for _, heading, _ in columns)]]
     lines.append(["---"] * len(lines[0]))
     lines += [[*(r[n] for n in labels), *(_shown(r, key, form) for key, _, form in columns)] for r in rows]
