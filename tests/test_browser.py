@@ -80,6 +80,53 @@ def test_the_live_page_does_what_is_typed_and_gives_recordings(pipe, browser, tm
         player.stop()
 
 
+def test_the_page_of_the_server_needs_nobody_else(pipe, browser, tmp_path: Path) -> None:
+    """/docs: the operations, a request, a file, a stream; no request leaves the server, no policy is violated."""
+    pytest.importorskip("fastapi", reason="needs the server extra")
+    from servers import serving
+
+    page = browser.new_page(viewport={"width": 900, "height": 1100})
+    page.set_default_timeout(90_000)
+    hosts: set[str] = set()
+    complaints: list[str] = []
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    with serving({"tiny": pipe}, token="secret") as served:
+        try:
+            answer = page.goto(f"{served.http}/docs")
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            page.locator("h2", has_text="POST /generate").wait_for()
+            assert page.locator("section h2").all_text_contents() == [
+                "GET /models", "GET /health", "GET /metrics", "POST /generate", "WS /stream",
+            ]  # fmt: skip
+            models = page.locator("section").nth(0)
+            models.get_by_role("button", name="Send").click()
+            models.get_by_text("401 Unauthorized").wait_for()
+            complaints.clear()  # Chromium notes the 401
+            page.get_by_label("Token").fill("secret")
+            models.get_by_role("button", name="Send").click()
+            models.get_by_text('"name": "tiny"').wait_for()
+            generate = page.locator("section").nth(3)
+            body = generate.get_by_role("textbox")
+            assert body.input_value() == '{\n "prompt": "a person walks in a circle"\n}'
+            body.fill('{"prompt": "walk", "seconds": 1, "format": "bvh"}')
+            generate.get_by_role("button", name="Send").click()
+            with page.expect_download() as download:
+                generate.get_by_text("Save motion.bvh").click()
+            download.value.save_as(tmp_path / "motion.bvh")
+            assert vadis.load_motion(tmp_path / "motion.bvh").num_frames == 30
+            page.get_by_role("button", name="Say it").click()
+            page.get_by_text("text 1 · ").wait_for()
+            page.get_by_role("button", name="Say it").click()
+            page.get_by_text("text 2 · ").wait_for()
+            page.get_by_role("button", name="Stop").click()
+            page.get_by_text("closed with 1000").wait_for()
+            assert hosts - {""} == {f"127.0.0.1:{served.port}"} and complaints == []
+        finally:
+            page.close()
+
+
 def test_the_documented_javascript_reads_the_stream(pipe, browser) -> None:
     pytest.importorskip("fastapi", reason="needs the server extra")
     from vadis.server.run import make_server

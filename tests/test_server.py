@@ -84,7 +84,9 @@ def test_pages(served: Served) -> None:
     assert set(schema["paths"]) == {"/generate", "/models", "/health", "/metrics"}
     seconds = schema["components"]["schemas"]["GenerateRequest"]["properties"]["seconds"]["anyOf"][0]
     assert (seconds["minimum"], seconds["maximum"]) == (0.2, 5.0)
-    assert httpx.get(f"{served.http}/docs").status_code == 200
+    docs = httpx.get(f"{served.http}/docs")
+    assert docs.status_code == 200 and "default-src 'none'" in docs.headers["content-security-policy"]
+    assert "http://" not in docs.text and "https://" not in docs.text
     assert httpx.get(f"{served.http}/nothing").json()["error"]["message"] == "Not Found"
 
 

@@ -4,14 +4,17 @@ import asyncio
 import secrets
 import threading
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from hashlib import sha256
+from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -172,7 +175,7 @@ def create_app(pipelines: Mapping[str, Any], settings: ServerSettings | None = N
     settings = settings or ServerSettings()
     service = Service(Models(pipelines), settings)
     app = FastAPI(title="vadis", version=vadis.__version__, description=DESCRIPTION, lifespan=service.lifespan,
-                  redoc_url=None, redirect_slashes=False)  # fmt: skip
+                  docs_url=None, redoc_url=None, redirect_slashes=False)  # fmt: skip
     app.state.service = service
     _limit_schema(app, service)
     _handlers(app, service.metrics)
@@ -224,7 +227,34 @@ def _handlers(app: FastAPI, metrics: Metrics) -> None:
         return _answer(500, "error", f"the server failed with a {type(error).__name__}; its log says more.")
 
 
+def _page_and_policy() -> tuple[str, str]:
+    """The page at /docs, and what a browser may do on it: run its own script, talk to this server, nothing else."""
+    page = resources.files("vadis.server").joinpath("docs.html").read_text(encoding="utf-8")
+    allowed = [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    for tag in ("script", "style"):
+        inside = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        allowed.append(f"{tag}-src 'sha256-{b64encode(sha256(inside.encode()).digest()).decode()}'")
+    return page, "; ".join(allowed)
+
+
 def _pages(app: FastAPI, service: Service) -> None:
+    page, policy = _page_and_policy()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        headers = {
+            "content-security-policy": policy,
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+        }
+        return HTMLResponse(page, headers=headers)
+
     @app.get("/models", responses=_errors())
     async def models() -> list[ModelPage]:
         """The models that this server has loaded, the default first."""

@@ -41,7 +41,7 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: Text = Field(description="What the body does, in English.")
+    prompt: Text = Field(description="What the body does, in English.", examples=["a person walks in a circle"])
     model: str | None = Field(default=None, description="One of GET /models; by default the first.")
     seconds: float | None = Field(default=None, description="Length; by default the model's.", allow_inf_nan=False)
     seed: Annotated[int | None, BeforeValidator(_whole)] = Field(
