@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vadis.errors import FileError, MissingExtra, ModelError
 from vadis.files import atomic_folder
-from vadis.generators.backbones import load_backbone, load_folder, quiet_transformers
+from vadis.generators.backbones import load_backbone, load_folder, quiet_transformers, readable
 from vadis.generators.motion_ids import (
     MotionTokenizerFacts,
     MotionVocabulary,
@@ -28,9 +28,10 @@ from vadis.generators.motion_ids import (
     symbol_names,
 )
 from vadis.generators.motion_rows import head_of, resize, tied
+from vadis.hub import read_json, write_json
 
 ROWS = "new_rows.safetensors"
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _OF_ADAPTER = (".lora_", ".modules_to_save.", "token_adapter.trainable_tokens_")
 
 
@@ -42,12 +43,11 @@ def save_language_model(folder: str | Path, model: Any, text_tokenizer: Any, voc
     """
     check_together(model, text_tokenizer, vocabulary)
     base = plain_model(model)
-    adapter = base is not model
     with atomic_folder(folder) as temporary, quiet_transformers():
-        base.save_pretrained(temporary, state_dict=_plain_state(base)) if adapter else base.save_pretrained(temporary)
+        base.save_pretrained(temporary, state_dict=None if base is model else _plain_state(base))
         text_tokenizer.save_pretrained(temporary)
-        if adapter:
-            _save_adapter(model, temporary)
+        adapter = base is not model and _save_adapter(model, temporary)
+        readable(temporary)
         vocabulary.save(temporary, adapter=adapter)
 
 
@@ -75,14 +75,14 @@ def load_language_model(
     vocabulary, page = MotionVocabulary.load(folder), read_page(folder)
     if motion_tokenizer is not None:
         check_motion_tokenizer(vocabulary, motion_tokenizer)
-    if page.get("adapter") and not all((folder / n).is_file() for n in (ADAPTER, "adapter_config.json")):
+    if page.get("adapter") and not all((folder / n).is_file() for n in (ADAPTER, ADAPTER_CONFIG)):
         raise ModelError(
             f"{folder} was saved with an adapter, which is not there: the copy of the folder is not whole."
         )
     if "delta" in page:
         model, text_tokenizer = _load_delta(folder, vocabulary, page["delta"], base, precision)
     else:
-        model, text_tokenizer = _load_whole(folder, precision)
+        model, text_tokenizer = load_folder(folder, precision, adapter=False)
     check_together(model, text_tokenizer, vocabulary)
     if page.get("adapter"):
         model = _load_adapter(folder, model, trainable)
@@ -111,22 +111,15 @@ def save_delta(
     state = _plain_state(plain)
     if check:
         _check_unchanged(state, plain, base, vocabulary)
-    rows = {"embedding": plain.get_input_embeddings(), "head": None if _tied(plain) else head_of(plain)}
-    ids = vocabulary.new_ids()
-    stored: dict[str, Tensor] = {}
-    for name, module in rows.items():
-        if module is not None:
-            stored[name] = _weight(module).detach()[ids.to(_weight(module).device)].cpu().to(dtype).contiguous()
-            if getattr(module, "bias", None) is not None:
-                stored[f"{name}_bias"] = module.bias.detach()[ids].cpu().to(dtype)
+    stored = _stored_rows(plain, state, vocabulary, dtype)
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as temporary, quiet_transformers():
         save_file(stored, temporary / ROWS, {"format": "pt"})
-        if plain is not model:
-            _save_adapter(model, temporary, dtype)
+        adapter = plain is not model and _save_adapter(model, temporary, dtype)
+        readable(temporary)
         delta = {"base": str(base), "embedding_sha256": _old_rows_hash(plain, vocabulary)}
-        vocabulary.save(temporary, adapter=plain is not model, delta=delta)
+        vocabulary.save(temporary, adapter=adapter, delta=delta)
 
 
 # ---- checks
@@ -149,6 +142,10 @@ def check_motion_tokenizer(vocabulary: MotionVocabulary, motion_tokenizer: Any) 
 def check_together(model: Any, text_tokenizer: Any, vocabulary: MotionVocabulary) -> None:
     """Raise ModelError unless rows, names and ids of model, text tokenizer and vocabulary agree."""
     plain = plain_model(model)
+    if getattr(plain, "_hf_peft_config_loaded", False):
+        raise ModelError("transformers has put an adapter into this model: load it with load_language_model instead.")
+    if hasattr(plain.get_input_embeddings(), "rows"):
+        raise ModelError("the new rows are still laid over the tables: merge_rows(model) first.")
     rows, heads = (len(_weight(module)) for module in (plain.get_input_embeddings(), head_of(plain)))
     said = plain.config.get_text_config().vocab_size
     if not rows == heads == said == vocabulary.size:
@@ -189,11 +186,10 @@ def plain_model(model: Any) -> Any:
 
 def _weight(module: Any) -> Tensor:
     """The matrix of an embedding or head, that of the base where an adapter is around it."""
+    module = getattr(module, "token_adapter", module)
     while hasattr(module, "base_layer"):
         module = module.base_layer
-    if hasattr(module, "original_module"):
-        module = module.original_module
-    return module.weight
+    return (module.original_module if hasattr(module, "original_module") else module).weight
 
 
 def _tied(plain: Any) -> bool:
@@ -201,22 +197,52 @@ def _tied(plain: Any) -> bool:
 
 
 def _plain_state(plain: Any) -> dict[str, Tensor]:
-    """The base's weights under their own names."""
+    """The base's weights under their own names; rows that an adapter trains (`trainable_token_indices`) are put in."""
     state = {}
     for name, value in plain.state_dict().items():
         if not any(part in name for part in _OF_ADAPTER):
-            state[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
+            for wrapper in (".token_adapter.", ".base_layer.", ".original_module."):
+                name = name.replace(wrapper, ".")
+            state[name] = value
+    for name, module in plain.named_modules():
+        if hasattr(module, "token_adapter"):
+            rows = module.token_adapter
+            state[f"{name}.weight"] = rows.get_merged_weights(rows.active_adapters).detach()
+    if _tied(plain):
+        embedding, head = _table_names(plain)
+        state[head] = state[embedding]
     return state
 
 
-def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+def _table_names(plain: Any) -> tuple[str, str]:
+    """Names of the matrices of embedding and head in the state."""
+    names = {id(module): name for name, module in plain.named_modules()}
+    embedding, head = plain.get_input_embeddings(), head_of(plain)
+    return f"{names[id(embedding)]}.weight", f"{names[id(head)]}.weight"
+
+
+def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> bool:
+    """Write the adapter without its new rows, which are the base's by now; whether anything is left of it."""
     from safetensors.torch import load_file, save_file
 
+    if len(model.peft_config) != 1:
+        raise ModelError(f"the model has the adapters {', '.join(model.peft_config)}: keep one, or merge them.")
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a template without content
-    if dtype is not None:
-        state = {name: value.to(dtype) for name, value in load_file(folder / ADAPTER).items()}
-        save_file(state, folder / ADAPTER, {"format": "pt"})
+    state = {k: v for k, v in load_file(folder / ADAPTER).items() if "trainable_tokens" not in k}
+    if not state:
+        for name in (ADAPTER, ADAPTER_CONFIG):
+            (folder / name).unlink()
+        return False
+    save_file(
+        {name: value.to(dtype or value.dtype) for name, value in state.items()}, folder / ADAPTER, {"format": "pt"}
+    )
+    config = read_json(folder / ADAPTER_CONFIG) | {"base_model_name_or_path": None}
+    write_json(
+        folder / ADAPTER_CONFIG,
+        config | ({"trainable_token_indices": None} if "trainable_token_indices" in config else {}),
+    )
+    return True
 
 
 def _load_adapter(folder: Path, model: Any, trainable: bool) -> Any:
@@ -262,8 +288,31 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 # ---- whole folders and deltas
 
 
-def _load_whole(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
-    return load_folder(folder, dtype)
+def _stored_rows(
+    plain: Any, state: dict[str, Tensor], vocabulary: MotionVocabulary, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """The new rows of each matrix, and one for the padding, all of whose rows are equal."""
+    embedding, head = _table_names(plain)
+    ids, padding = vocabulary.new_ids(), _padding(vocabulary)
+    tables = {"embedding": state[embedding]} | ({} if _tied(plain) else {"head": state[head]})
+    bias = state.get(head.removesuffix("weight") + "bias")
+    stored = {}
+    for name, table in (tables | ({} if bias is None else {"head_bias": bias})).items():
+        rows = table.detach().cpu().to(dtype or table.dtype)
+        stored[name] = rows[ids].contiguous()
+        if len(padding):
+            stored[f"{name}_padding"] = rows[padding[:1]].contiguous()
+            if not torch.equal(rows[padding], rows[padding[:1]].expand_as(rows[padding])):
+                raise ModelError(
+                    "rows that are only padding have been trained: save the whole model with save_language_model."
+                )
+    return stored
+
+
+def _padding(vocabulary: MotionVocabulary) -> Tensor:
+    """Ids that stand for nothing."""
+    ids = torch.arange(vocabulary.size)
+    return ids[~vocabulary.text_mask() & ~vocabulary.is_motion(ids)]
 
 
 def _load_delta(
@@ -291,18 +340,23 @@ def _load_delta(
 
 
 def _fill(folder: Path, model: Any, vocabulary: MotionVocabulary) -> None:
-    stored, ids = _tensors(folder / ROWS), vocabulary.new_ids()
-    rows = {"embedding": model.get_input_embeddings().weight}
+    stored, ids, padding = _tensors(folder / ROWS), vocabulary.new_ids(), _padding(vocabulary)
+    tables = {"embedding": model.get_input_embeddings().weight}
     if not tied(model):
-        head = head_of(model)
-        rows |= {"head": head.weight} | ({} if head.bias is None else {"head_bias": head.bias})
-    wanted = {name: (len(ids), *weight.shape[1:]) for name, weight in rows.items()}
+        tables["head"] = head_of(model).weight
+    if head_of(model).bias is not None:
+        tables["head_bias"] = head_of(model).bias
+    wanted = {name: (len(ids), *table.shape[1:]) for name, table in tables.items()}
+    if len(padding):
+        wanted |= {f"{name}_padding": (1, *table.shape[1:]) for name, table in tables.items()}
     found = {name: tuple(value.shape) for name, value in stored.items()}
     if wanted != found:
         raise ModelError(f"{folder / ROWS} holds {found}; the model needs {wanted}: save or download it again.")
     with torch.no_grad():
-        for name, weight in rows.items():
-            weight[ids] = stored[name].to(weight)
+        for name, table in tables.items():
+            table[ids] = stored[name].to(table)
+            if len(padding):
+                table[padding] = stored[f"{name}_padding"].to(table)
 
 
 def _old_rows_hash(model: Any, vocabulary: MotionVocabulary) -> str:
