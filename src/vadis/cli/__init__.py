@@ -38,6 +38,11 @@ VERBS = {
     "data augment": ("vadis.cli.data_augment:Augment", "a larger captioned corpus from a small one"),
     "data scenes": ("vadis.cli.data_scenes:Scenes", "rooms with pictures, instructions and the motions that follow them"),
     "data encode": ("vadis.cli.data_encode:Encode", "corpus → tokens and text features for training a generator"),
+    "data tokens": ("vadis.cli.data_tokens:Tokens", "corpus → tokens and captions for training a language model"),
+    "data instructions": (
+        "vadis.cli.data_instructions:Instructions",
+        "what a language model is asked: look at it, or write rows for ms-swift",
+    ),
     "data check": ("vadis.cli.data_check:Check", "read a whole corpus and verify every clip"),
     "data overlap": ("vadis.cli.data_overlap:Overlap", "repeated captions and motion: of test in train, or inside"),
     "data stats": ("vadis.cli.data_stats:Stats", "clips, hours, captions and licences of a corpus"),

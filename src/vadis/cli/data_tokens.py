@@ -1,0 +1,78 @@
+"""`vadis data tokens CORPUS OUT --tokenizer MODEL`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from vadis.cli.common import check_input, check_number, say
+from vadis.errors import VadisError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Turn a corpus into motion tokens with what is said of them: what a language model is trained on.
+
+    vadis data tokens corpus/cmu corpus/cmu-words --tokenizer vadis-mini
+
+    Instead of a corpus it reads rows of MotionVLA (`train.jsonl`, and `val.jsonl` beside it), whose tokens are ready.
+    """
+
+    corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
+    """Folder of the corpus, or a .jsonl file of rows."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """Folder to write; an older one is replaced when all is done."""
+    tokenizer: str
+    """The trained tokenizer (DSFT too): a folder, a bundled model's or a Hub id. Of rows: the one that made their tokens."""
+    static: int = 0
+    """Tokenise so many held poses of the corpus instead, each 64 frames with sentences about the pose."""
+    min_seconds: float = 0.4
+    """Shorter stretches are left out."""
+    max_seconds: float | None = None
+    """Longer stretches are left out."""
+    captionless: bool = True
+    """Also take clips that nothing is said of (for unconditional motion and continuing)."""
+    seed: int = 0
+    """Of the choice of held poses."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def run(self) -> None:
+        path = check_input(self.corpus)
+        check_number("--static", self.static, 0, 10_000_000)
+        import vadis
+
+        loaded: Any = vadis.load(self.tokenizer, device=self.device)
+        tokenizer = getattr(loaded, "tokenizer", loaded)  # a whole pipeline has one
+        if path.suffix == ".jsonl":
+            made = self._rows(path, tokenizer)
+        else:
+            made = self._corpus(path, tokenizer)
+        say(f"{len(made)} stretches, {int(made.steps.sum()):,} {'tokens' if made.streams else 'steps'}")
+        print(self.out)
+
+    def _rows(self, path: Any, tokenizer: Any) -> Any:
+        from vadis.data.swift_rows import import_rows
+
+        if not hasattr(tokenizer, "vocab_sizes"):
+            raise VadisError(f"rows hold tokens of DSFT; {self.tokenizer} is a {type(tokenizer).__name__}.")
+        files = {"train": path}
+        if path.name == "train.jsonl" and (path.parent / "val.jsonl").is_file():
+            files["val"] = path.parent / "val.jsonl"
+        return import_rows(files, self.out, tokenizer)
+
+    def _corpus(self, path: Any, tokenizer: Any) -> Any:
+        import tempfile
+        from pathlib import Path
+
+        from vadis.data.corpus import Corpus
+        from vadis.data.static_poses import static_corpus
+        from vadis.data.token_corpus import tokenize_corpus
+
+        corpus = Corpus.open(path)
+        options: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
+        options |= {"captionless": self.captionless, "about": {"tokenizer": self.tokenizer, "static": self.static}}
+        with tempfile.TemporaryDirectory() as folder:
+            if self.static:
+                corpus = static_corpus(corpus, Path(folder) / path.name, self.static, seed=self.seed)
+            return tokenize_corpus(corpus, tokenizer, self.out, **options)
