@@ -8,26 +8,26 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Average of the parameters in float32; buffers follow the model.
+    """Average of the trained parameters in float32; buffers and frozen weights follow the model.
 
     The decay is ramped, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self.shadow: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+        self.shadow: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in self._trained()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step` (counted from 0)."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        weights = [p.float() for p in self.model.parameters()]
+        weights = [p.float() for _, p in self._trained()]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the average into the model for the length of a `with` block."""
-        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        own = {n: p.detach().clone() for n, p in self._trained()}
         try:
             self._copy(self.shadow)
             yield
@@ -36,8 +36,11 @@ class EMA:
 
     @torch.no_grad()
     def _copy(self, source: dict[str, Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._trained():
             parameter.copy_(source[name])
+
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value.contiguous() for name, value in self.shadow.items()}  # as files want them

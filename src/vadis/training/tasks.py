@@ -21,6 +21,7 @@ from vadis.generators.t2mgpt import T2MGPT, T2MGPTConfig
 from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
 from vadis.training.evaluator_task import EvaluatorTask
 from vadis.training.guo_task import GuoTask
+from vadis.training.language_task import LanguageTask
 from vadis.training.motionstreamer_task import MotionStreamerTask
 from vadis.training.planner_task import PlannerTask
 from vadis.training.task import Task
@@ -193,6 +194,7 @@ TASKS: dict[str, type[Task]] = {
     "evaluator": EvaluatorTask,
     "guo-evaluator": GuoTask,
     "motionstreamer": MotionStreamerTask,
+    "language": LanguageTask,
 }
 
 
