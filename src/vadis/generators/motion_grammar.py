@@ -32,7 +32,8 @@ class MotionGrammar:
         vocabulary: a `MotionVocabulary`: layout and ids.
         rows: R.
         tokenizer: the motion tokenizer; needed for exact lengths of DSFT, and to know which of its ids exist.
-        length: exact length of all or each, in token steps; of DSFT in frames. None: free between `shortest` and `longest`.
+        length: exact length of all or each, in token steps; of DSFT in frames. None: free between `shortest` and `longest`,
+            which are of all or each too.
         fixed: symbols `(N,)` or `(R, N)` that must stand at their places, -1 where the model is free; needs one stream, and
             a length unless they are the first symbols of a row that goes by time.
         finish: ids that may follow the end, beside the end itself (padding, the text's own end).
@@ -48,8 +49,8 @@ class MotionGrammar:
         *,
         tokenizer: Any | None = None,
         length: Lengths = None,
-        shortest: int = 1,
-        longest: int | None = None,
+        shortest: Lengths = 1,
+        longest: Lengths = None,
         fixed: Tensor | None = None,
         finish: Iterable[int] = (),
         device: torch.device | str = "cpu",
@@ -153,21 +154,24 @@ class MotionGrammar:
         self._finish = torch.tensor(sorted(set(finish)), dtype=torch.long, device=self.device)
         self._index = torch.arange(size, device=self.device)[None]
 
-    def _set_lengths(self, length: Lengths, shortest: int, longest: int | None) -> None:
+    def _set_lengths(self, length: Lengths, shortest: Lengths, longest: Lengths) -> None:
         """`_least` and `_most` (R,) in steps or frames."""
-        most = FAR if longest is None else int(longest)
-        if not 1 <= shortest <= most:
+        self._least, self._most = self._each("shortest", shortest, 1), self._each("longest", longest, FAR)
+        if bool(((self._least < 1) | (self._least > self._most)).any()):
             raise VadisError(f"no motion is {shortest} to {longest} long: give 1 <= shortest <= longest.")
-        self._least = torch.full((self.rows,), int(shortest), device=self.device)
-        self._most = torch.full((self.rows,), most, device=self.device)
         if length is not None:
-            wanted = torch.as_tensor(length, dtype=torch.long, device=self.device)
-            wanted = wanted.expand(self.rows) if wanted.ndim == 0 else wanted
-            if wanted.shape != (self.rows,):
-                raise ShapeError(f"length must be one number or {self.rows}; it has shape {tuple(wanted.shape)}.")
-            if bool((wanted < 1).any()):
-                raise VadisError(f"a motion of length {int(wanted.min())} can't be made: at least 1 is needed.")
-            self._least, self._most = wanted.clone(), wanted.clone()
+            self._least = self._each("length", length, 1)
+            if bool((self._least < 1).any()):
+                raise VadisError(f"a motion of length {int(self._least.min())} can't be made: at least 1 is needed.")
+            self._most = self._least.clone()
+
+    def _each(self, name: str, value: Lengths, default: int) -> Tensor:
+        """One number a row, (R,) int64."""
+        wanted = torch.as_tensor(default if value is None else value, dtype=torch.long, device=self.device)
+        wanted = wanted.repeat(self.rows) if wanted.ndim == 0 else wanted
+        if wanted.shape != (self.rows,):
+            raise ShapeError(f"{name} must be one number or {self.rows}; it has shape {tuple(wanted.shape)}.")
+        return wanted.clone()
 
     def _set_streams(self, tokenizer: Any | None) -> None:
         """Integers that each Base and Phys id stands for, and how many each length needs, for two streams."""
