@@ -77,6 +77,13 @@ def test_a_call_with_an_image_leaves_no_trace(vla: MotionVLA) -> None:
     assert torch.equal(before, last_logits(vla, prompt))
 
 
+def test_features_of_an_image_can_be_kept(vla: MotionVLA) -> None:
+    prompt = vla.prompt("walk to the red box", room(0))
+    kept = vla.backbone.look(prompt)
+    assert kept.pixels is not None and kept.pixels.features is not None and vla.backbone.look(kept) is kept
+    assert torch.allclose(last_logits(vla, prompt), last_logits(vla, kept), atol=1e-5)
+
+
 def test_positions_are_those_of_transformers(vla: MotionVLA) -> None:
     """The same logits as the model's own road, with and without an image, alone and in a padded batch."""
     prompts = [vla.prompt("walk to the red box", room(0)), vla.prompt("sit down")]

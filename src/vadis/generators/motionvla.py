@@ -9,7 +9,9 @@ Shapes: B prompts, R rows (prompts times samples), L ids of the longest prompt, 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -65,10 +67,29 @@ class SceneBackbone:
 
     def hidden(self, batch: dict[str, Tensor], positions: Tensor, cache: Any = None, keep: bool = False) -> Any:
         """Output of the body: `last_hidden_state` (B, L, H) and, with `keep` or a cache, `past_key_values`."""
-        inputs = {k: v for k, v in batch.items() if self.facts is not None or k != "mm_token_type_ids"}
+        inputs: dict[str, Any] = {k: v for k, v in batch.items() if self.facts is not None or k != "mm_token_type_ids"}
+        if "image_features" in inputs:
+            inputs["mm_encoder_outputs"] = {"image": SimpleNamespace(pooler_output=[inputs.pop("image_features")])}
         if "image_grid_thw" not in inputs:
             inputs.pop("mm_token_type_ids", None)
         return self.body(**inputs, position_ids=positions, past_key_values=cache, use_cache=keep)
+
+    @torch.no_grad()
+    def look(self, prompt: Prompt) -> Prompt:
+        """The prompt with the features of its image, for a frozen vision tower that need not see it again.
+
+        Raises ModelError for a family whose images speak to deeper layers too.
+        """
+        if prompt.pixels is None or prompt.pixels.features is not None:
+            return prompt
+        pixels = prompt.pixels
+        seen = self.body.get_image_features(
+            pixels.values.to(self.device), pixels.grid.to(self.device), return_dict=True
+        )
+        if getattr(seen, "deepstack_features", None) is not None:
+            raise ModelError("this family puts image features into deeper layers too: they can't be kept.")
+        features = torch.cat(list(seen.pooler_output)).float().cpu()
+        return replace(prompt, pixels=replace(pixels, features=features))
 
     def step(self, ids: Tensor, where: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Hidden states (R, H) behind one more id of each row, `ids` and `where` (R,), `mask` (R, all so far)."""

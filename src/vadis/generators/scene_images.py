@@ -177,11 +177,15 @@ class VisionFacts:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """One image as the vision tower reads it: `values` (patches, numbers a patch) float32 and `grid` (1, 3) int64."""
+    """One image as the vision tower reads it: `values` (patches, numbers a patch) float32 and `grid` (1, 3) int64.
+
+    `features` (tokens, H): what the tower makes of it, where that is known already (`SceneBackbone.look`).
+    """
 
     values: Tensor
     grid: Tensor
     merge: int
+    features: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -345,7 +349,8 @@ def collate(
     prompts: Sequence[Prompt], pad_id: int, side: str = "left", answers: Sequence[Sequence[int]] | None = None
 ) -> dict[str, Tensor]:
     """A batch for the model: `input_ids`, `attention_mask`, `mm_token_type_ids` (B, L) int64 and, where any prompt has an
-    image, `pixel_values` (P, numbers) and `image_grid_thw` (images, 3). `answers`: ids to append to each prompt."""
+    image, `image_grid_thw` (images, 3) and `pixel_values` (P, numbers), or `image_features` (tokens, H) where those of all
+    images are known. `answers`: ids to append to each prompt."""
     tails = [list(a) for a in answers] if answers is not None else [[] for _ in prompts]
     rows = [[*p.ids, *tail] for p, tail in zip(prompts, tails, strict=True)]
     length = max(map(len, rows))
@@ -359,6 +364,10 @@ def collate(
     batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
     seen = [p.pixels for p in prompts if p.pixels is not None]
     if seen:
-        batch["pixel_values"] = torch.cat([p.values for p in seen])
+        features = [p.features for p in seen if p.features is not None]
+        if len(features) == len(seen):
+            batch["image_features"] = torch.cat(features)
+        else:
+            batch["pixel_values"] = torch.cat([p.values for p in seen])
         batch["image_grid_thw"] = torch.cat([p.grid for p in seen])
     return batch
