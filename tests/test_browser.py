@@ -43,11 +43,13 @@ def eventually(page: Any, test: Any, seconds: float = 90.0) -> bool:
     return True
 
 
-def test_the_live_page_does_what_is_typed_and_gives_recordings(pipe, browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["random weights", "vadis-mini-stream"])
+def test_the_live_page_does_what_is_typed_and_gives_recordings(name: str, pipe, browser, tmp_path: Path) -> None:
     pytest.importorskip("viser", reason="needs the viewer extra")
     pytest.importorskip("pygltflib", reason="needs the export extra")
     from vadis.viewer.live_stream import LiveApp
 
+    pipe = vadis.load(name) if name == "vadis-mini-stream" else pipe
     player = Player(pipe.stream(seed=1)).start()
     page = browser.new_page(viewport={"width": 800, "height": 520})
     page.set_default_timeout(90_000)
@@ -65,7 +67,8 @@ def test_the_live_page_does_what_is_typed_and_gives_recordings(pipe, browser, tm
             box.fill("a person waves")
             page.get_by_role("button", name="Do it").click()
             assert eventually(page, lambda: player.stream.text == "a person waves")
-            assert eventually(page, lambda: page.get_by_text("from text to frames").count() == 1)
+            for words in ("from text to frames: ", "a latent (133 ms of motion): "):
+                assert eventually(page, lambda words=words: page.get_by_text(words).count() == 1)
             page.get_by_role("button", name="Stop recording").click()
             player.pause()
             assert eventually(page, lambda: not app.bvh.disabled)
