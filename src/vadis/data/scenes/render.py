@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from vadis.data.scenes.layout import COLOURS, OBSTACLE, Thing
+from vadis.data.scenes.layout import COLOURS, Thing
 from vadis.errors import MissingExtra, VadisError
 from vadis.motion import Motion
 
@@ -157,7 +156,7 @@ class SceneRenderer:
             place = (thing.forward, thing.left, r if kind == "sphere" else h)
             quat = (math.cos(thing.turned / 2), 0, 0, math.sin(thing.turned / 2))
             self._drawn.append(free[kind].pop(0))
-            self._set(self._drawn[-1], place, size, COLOURS.get(thing.colour, OBSTACLE), quat)
+            self._set(self._drawn[-1], place, size, COLOURS[thing.colour], quat)
 
     def _pose(self, body: Motion | None) -> None:
         self._model.geom_rgba[self._bones, 3] = 0.0
@@ -174,7 +173,7 @@ class SceneRenderer:
             colour = (0.86, 0.68, 0.56) if names[j].endswith(("wrist", "neck")) else (0.30, 0.32, 0.36)
             self._set(self._bones[j - 1], (start + stop) / 2, (thick, length / 2, 0), colour, _along(stop - start))
         head = joints[names.index("head")]
-        self._set(self._bones[21], head + [0, 0, 0.06], (0.11, 0.03, 0), (0.86, 0.68, 0.56), (1, 0, 0, 0))
+        self._set(self._bones[21], head + np.array([0, 0, 0.06]), (0.11, 0.03, 0), (0.86, 0.68, 0.56), (1, 0, 0, 0))
 
     def _decorate(self, look: Look) -> None:
         m = self._model
