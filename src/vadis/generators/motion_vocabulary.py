@@ -73,8 +73,9 @@ def extend(
         model.get_input_embeddings().weight.shape[0], facts,
         torch.tensor([known[name] for name in lengths]) if lengths else None,
     )  # fmt: skip
-    others = [i for i in vocabulary.new_ids().tolist() if i not in set(vocabulary.symbol_ids.tolist())]
-    draw_rows(model, torch.tensor(vocabulary.symbol_ids.tolist() + others), text_count, init, seed, codes)
+    others = vocabulary.new_ids()
+    others = others[~torch.isin(others, vocabulary.symbol_ids)]
+    draw_rows(model, torch.cat([vocabulary.symbol_ids, others]), text_count, init, seed, codes)
     return vocabulary
 
 
