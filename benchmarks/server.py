@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -197,6 +198,16 @@ class Load:
             await asyncio.sleep(1.0)
 
 
+def allow_sockets(wanted: int) -> None:
+    """Let this process open so many. Raises SystemExit where the system doesn't."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise SystemExit(f"{wanted} sockets are needed and {hard} allowed: raise `ulimit -Hn`, or take fewer --idle.")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def resident(process: int) -> float:
     """Megabytes."""
     with open(f"/proc/{process}/statm", encoding="ascii") as file:
@@ -228,6 +239,7 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=1000, help="connections that ask for nothing")
     parser.add_argument("--max-connections", type=int, default=256)
     options = parser.parse_args()
+    allow_sockets(options.idle + options.clients + options.slow + options.killed + 200)
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder) / "model") if options.random else options.model
         room = str(options.clients + options.slow + options.killed + 4)
