@@ -29,7 +29,6 @@ PREDICTION_SHARE = 0.2
 """Share of the steps that a prediction is given."""
 OUTER_SHARE = 0.25
 """Share of the steps at each end that an in-between is given."""
-_TEXT_TASKS = ("text_to_motion", "motion_to_text")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -166,7 +166,7 @@ def _add(part: Part, ids: list[int], motion: list[bool], vocabulary: "MotionVoca
 def span_ids(span: MotionSpan, vocabulary: "MotionVocabulary") -> list[int]:
     """Ids of a motion with its markers; of one part of it the ids that its symbols have in the whole."""
     if span.part is None:
-        return [int(i) for i in vocabulary.ids(span.tokens)]
+        return vocabulary.ids(span.tokens)
     if vocabulary.layout.kind != "flat" or span.tokens.ndim != 2:
         raise VadisError(
             "parts of a motion need a tokenizer with a column of tokens a part (flat layout, tokens (S, G))."
