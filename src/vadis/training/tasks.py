@@ -24,6 +24,7 @@ from vadis.training.guo_task import GuoTask
 from vadis.training.language_task import LanguageTask
 from vadis.training.motionstreamer_task import MotionStreamerTask
 from vadis.training.planner_task import PlannerTask
+from vadis.training.scene_task import SceneTask
 from vadis.training.task import Task
 from vadis.training.tokenizer_task import TokenizerTask
 
@@ -195,6 +196,7 @@ TASKS: dict[str, type[Task]] = {
     "guo-evaluator": GuoTask,
     "motionstreamer": MotionStreamerTask,
     "language": LanguageTask,
+    "motionvla": SceneTask,
 }
 
 
@@ -203,12 +205,48 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> R
 
     Without `run` the folder is `runs/NAME`, after the file.
     """
+    phases = load_phases(recipe, overrides)
+    if len(phases) > 1:
+        names = ", ".join(Path(phase.run).name for phase in phases)
+        raise VadisError(f"{recipe} has phases ({names}): train it, or read it with load_phases.")
+    return phases[0]
+
+
+def load_phases(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """The recipes of a training in phases: each entry of `phases` laid over what is common to all; of others just the one.
+
+    Each phase runs in a folder RUN/NAME of its own, and `model.start` of all but the first is the model of the one before.
+    Overrides hold in all phases, or, as `phases.NAME.key=value`, in one.
+    """
     if isinstance(recipe, Recipe):
-        raw, where = as_dict(recipe), "recipe"
-    else:
-        raw, where = read_yaml(recipe), Path(recipe).name
-        raw.setdefault("run", f"runs/{Path(recipe).stem}")
-    raw = apply_overrides(raw, overrides)
+        return [_built(apply_overrides(as_dict(recipe), overrides), "recipe")]
+    raw, where = read_yaml(recipe), Path(recipe).name
+    raw.setdefault("run", f"runs/{Path(recipe).stem}")
+    phases = raw.pop("phases", None)
+    if phases is None:
+        return [_built(apply_overrides(raw, overrides), where)]
+    if not isinstance(phases, dict) or not all(isinstance(phase, dict) for phase in phases.values()) or not phases:
+        raise VadisError(f"{where}: phases must be names with groups of settings.")
+    own = [text for text in overrides if text.startswith("phases.")]
+    if unknown := [text for text in own if text.split("=")[0].split(".")[1] not in phases]:
+        raise VadisError(f"{where}: no phase is meant by {unknown[0]!r}; there are {', '.join(phases)}.")
+    phases = apply_overrides({"phases": phases}, own)["phases"]
+    result: list[Recipe] = []
+    for name, phase in phases.items():
+        page = apply_overrides(_over(raw, phase), [text for text in overrides if text not in own])
+        if result:
+            page.setdefault("model", {})["start"] = f"{result[-1].run}/model"
+        result.append(_built(page | {"run": f"{page['run']}/{name}"}, f"{where}, phase {name}"))
+    return result
+
+
+def _built(raw: dict[str, Any], where: str) -> Recipe:
     if raw.get("task") not in TASKS:
         raise VadisError(f"{where}: task {raw.get('task')!r} is unknown; expected one of {', '.join(TASKS)}.")
     return build(TASKS[raw["task"]].recipe_class, raw, where)
+
+
+def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, group by group."""
+    both = {k: _over(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
+    return under | over | both

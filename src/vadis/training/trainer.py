@@ -34,11 +34,11 @@ from vadis.training.config import Recipe, as_dict
 from vadis.training.ema import EMA
 from vadis.training.report import Report, duration
 from vadis.training.schedule import parameter_groups, schedule_factor, step_generator
-from vadis.training.tasks import TASKS, Task, load_recipe
+from vadis.training.tasks import TASKS, Task, load_phases
 
 
 def train(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Path:
-    """Run a recipe (a YAML file or a `Recipe`) and return the folder of the trained model.
+    """Run a recipe (a YAML file or a `Recipe`), all its phases, and return the folder of the (last) trained model.
 
     `overrides` are `key=value` settings with dotted keys, e.g. `optimizer.lr=1e-4`, also for a `Recipe`.
     Raises VadisError for wrong settings, FileError for missing data, MissingExtra without accelerate.
@@ -47,7 +47,23 @@ def train(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Path:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise MissingExtra("training needs accelerate: pip install 'vadis[train]'") from error
-    return Trainer(load_recipe(recipe, overrides)).run()
+    phases = load_phases(recipe, overrides)
+    for phase in phases:
+        if len(phases) == 1 or phase.resume == "no" or not _finished(phase):
+            Trainer(phase).run()
+        if not _finished(phase):
+            break  # it was stopped: the next phase would start from half of this one
+    return Path(phase.run) / "model"
+
+
+def _finished(recipe: Recipe) -> bool:
+    """The run's folder says that its steps are done or its budget is spent."""
+    path = Path(recipe.run) / "run.json"
+    if not path.is_file():
+        return False
+    page = json.loads(path.read_text(encoding="utf-8"))
+    spent = recipe.max_seconds is not None and page["seconds"] >= recipe.max_seconds
+    return page["state"].startswith("finished") and (page["step"] >= recipe.steps or spent)
 
 
 class _Objective(nn.Module):
