@@ -5,16 +5,17 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from vadis.cli.common import check_input, say
+from vadis.cli.common import check_input, check_output, say
 from vadis.data.corpus import Corpus
 from vadis.data.scenes.build import SceneOptions, build_scenes
+from vadis.data.scenes.report import scene_report, scene_sheet
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Draw rooms with coloured things, and assemble the motions that walk to them, with pictures and instructions.
+    """Make pictures of rooms, instructions, and motions that follow them, out of a corpus with recorded walking.
 
-    vadis data scenes corpus/cmu corpus/scenes --rooms 750
+    vadis data scenes corpus/cmu corpus/scenes --rooms 750 --sheet scenes.png
     """
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
@@ -23,9 +24,22 @@ class Scenes:
     """Folder of the new corpus."""
     options: OmitArgPrefixes[SceneOptions] = field(default_factory=SceneOptions)
 
+    sheet: Annotated[str | None, arg(metavar="FILE.png")] = None
+    """Also draw the first rooms with the ways that the clips go."""
+
     def run(self) -> None:
+        if self.sheet:
+            check_output(self.sheet, (".png", ".jpg", ".jpeg", ".webp"))
         corpus = build_scenes(Corpus.open(check_input(self.corpus)), self.out, self.options)
         for reason, count in corpus.about.get("rejected", {}).items():
             say(f"rooms left out: {count} × {reason}")
-        say(f"{len(corpus)} clips, {corpus.hours:.2f} h")
+        report = scene_report(corpus)
+        for kind, row in report["kinds"].items():
+            say(
+                f"{kind}: {row['clips']} clips of {row['seconds'][0]:.1f} s, end {row['end_distance'][0]:.2f} m from the "
+                f"middle of the target, nearest to anything else {row['clearance'][0]:.2f} m"
+            )
+        say(f"{len(corpus)} clips, {corpus.hours:.2f} h, {report['rooms']} rooms, {report['collisions']} collisions")
+        if self.sheet:
+            scene_sheet(corpus, self.sheet)
         print(self.out)

@@ -5,7 +5,9 @@ MuJoCo's axes are x forward, y left, z up; the body is drawn with capsules betwe
 
 import math
 import os
+import sys
 from collections.abc import Sequence
+from ctypes.util import find_library
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,9 @@ _GEOM = {"box": "box", "block": "box", "cylinder": "cylinder", "pillar": "cylind
 _THICK = {"spine3": 0.13, "spine2": 0.13, "spine1": 0.13, "left_hip": 0.1, "right_hip": 0.1, "neck": 0.06}
 _THICK |= {f"{side}_{part}": size for side in ("left", "right") for part, size in
            {"knee": 0.08, "ankle": 0.06, "foot": 0.045, "shoulder": 0.07, "elbow": 0.05, "wrist": 0.04, "collar": 0.07}.items()}  # fmt: skip
+
+
+_CURE = "Install Mesa's EGL (libegl1 libegl-mesa0) or OSMesa (libosmesa6) and set MUJOCO_GL to egl or osmesa, in a new process."
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,7 @@ class SceneRenderer:
             self._renderer = self._mujoco.Renderer(self._model, 2 * height, 2 * width)
         except Exception as error:  # every backend has errors of its own
             raise VadisError(
-                f"MuJoCo can't draw offscreen with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}). Install Mesa's EGL "
-                "(libegl1 libegl-mesa0) or OSMesa (libosmesa6) and set MUJOCO_GL to egl or osmesa."
+                f"MuJoCo can't draw offscreen with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}). {_CURE}"
             ) from error
         self._slots = {kind: [self._geom(f"{kind}{i}") for i in range(count)] for kind, count in _SLOTS.items()}
         self._drawn: list[int] = []
@@ -220,17 +224,18 @@ def _world(width: int, height: int) -> str:
 
 
 def _import_mujoco() -> Any:
-    """MuJoCo with an offscreen OpenGL: EGL unless `MUJOCO_GL` says otherwise; it is fixed on the first import."""
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    """MuJoCo with an offscreen OpenGL; which one is fixed on its first import in a process."""
+    if sys.platform.startswith("linux") and "MUJOCO_GL" not in os.environ:
+        found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]
+        if not found:
+            raise VadisError(f"there is no offscreen OpenGL on this machine. {_CURE}")
+        os.environ["MUJOCO_GL"] = found[0]
     try:
         import mujoco
-    except ImportError as error:
+    except Exception as error:  # PyOpenGL without the library behind it, an unknown backend: all kinds
         if isinstance(error, ModuleNotFoundError) and error.name == "mujoco":
             raise MissingExtra("drawing scenes needs mujoco: pip install 'vadis[scenes]'") from error
-        raise VadisError(f"MuJoCo can't be loaded with MUJOCO_GL={os.environ['MUJOCO_GL']}: {error}") from error
-    except AttributeError as error:  # PyOpenGL without the library behind it
         raise VadisError(
-            f"no offscreen OpenGL for MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}). Install Mesa's EGL (libegl1 "
-            "libegl-mesa0) or OSMesa (libosmesa6) and set MUJOCO_GL to egl or osmesa."
+            f"MuJoCo can't be loaded with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}). {_CURE}"
         ) from error
     return mujoco
