@@ -49,12 +49,14 @@ def motion_tokenizer(family: str) -> Any:
     return tokenizer.eval()
 
 
-def make(backbone: str = "tiny-llama", family: str = "vq", mode: str = "extend", **options: Any) -> MotionLM:
+def make(
+    backbone: str = "tiny-llama", family: str = "vq", mode: str = "extend", tokenizer: Any = None, **options: Any
+) -> MotionLM:
     """A random model whose logits differ enough between ids to be telling."""
     from vadis.generators.backbones import load_backbone
     from vadis.generators.motion_vocabulary import extend, remap
 
-    tokenizer = motion_tokenizer(family)
+    tokenizer = tokenizer or motion_tokenizer(family)
     model, text = load_backbone(backbone)
     layout = MotionLayout.of(tokenizer, **({} if family == "dsft" else FAMILIES[family][2]))
     if mode == "extend":

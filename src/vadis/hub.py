@@ -52,6 +52,7 @@ BUNDLES = {
     "TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline",
     "MotionStreamPipeline": "vadis.pipelines.stream:MotionStreamPipeline",
     "MotionVLAPipeline": "vadis.pipelines.motionvla:MotionVLAPipeline",
+    "MotionLanguagePipeline": "vadis.pipelines.motion_language:MotionLanguagePipeline",
 }
 """`_class_name` in model_index.json → class with `from_pretrained(folder, dtype=, device=, **overrides)`."""
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,

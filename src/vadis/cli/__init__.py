@@ -17,6 +17,7 @@ from vadis.errors import VadisError
 
 VERBS = {
     "generate": ("vadis.cli.generate:Generate", "make a motion from a sentence"),
+    "caption": ("vadis.cli.caption:Caption", "say in words what a motion shows"),
     "stream": ("vadis.cli.stream:Stream", "a body that does what you type, while it moves; to a file or a viewer"),
     "live": ("vadis.cli.live:Live", "the same in the browser, with a text box"),
     "convert": ("vadis.cli.convert:Convert", "motion file or features → another format or representation"),
@@ -36,7 +37,10 @@ VERBS = {
     "leaderboard": ("vadis.cli.leaderboard:Leaderboard", "several evaluations on one sortable page"),
     "data build": ("vadis.cli.data_build:Build", "motion files and captions → corpus"),
     "data augment": ("vadis.cli.data_augment:Augment", "a larger captioned corpus from a small one"),
-    "data scenes": ("vadis.cli.data_scenes:Scenes", "rooms with pictures, instructions and the motions that follow them"),
+    "data scenes": (
+        "vadis.cli.data_scenes:Scenes",
+        "rooms with pictures, instructions and the motions that follow them",
+    ),
     "data encode": ("vadis.cli.data_encode:Encode", "corpus → tokens and text features for training a generator"),
     "data tokens": ("vadis.cli.data_tokens:Tokens", "corpus → tokens and captions for training a language model"),
     "data instructions": (

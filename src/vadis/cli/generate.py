@@ -63,7 +63,7 @@ class Generate:
         say(f"loading {self.model} …")
         pipe = vadis.load(self.model, device=self.device)
         loaded = time.perf_counter()
-        if not hasattr(pipe, "text_encoder"):
+        if not hasattr(pipe, "save_pretrained") or not hasattr(pipe, "generator"):
             raise ModelError(
                 f"{self.model} holds a {type(pipe).__name__}, which is one part of a model; name a whole one."
             )

@@ -202,7 +202,7 @@ class TextToMotionPipeline:
         if self.config.clean_feet if clean_feet is None else clean_feet:
             clock = time.perf_counter()
             for result in results:
-                result["motion"] = _clean(result["motion"])
+                result["motion"] = with_resting_feet(result["motion"])
             timing["clean"] = time.perf_counter() - clock
         for result, prompt in zip(results, texts, strict=True):
             result["motion"] = result["motion"].replace(meta={"prompt": prompt})
@@ -212,21 +212,7 @@ class TextToMotionPipeline:
         return TextToMotionOutput(**{k: [r[k] for r in results] for k in results[0]}, timing=timing)
 
     def _seconds(self, seconds: float | Sequence[float] | None, count: int) -> list[float] | list[None]:
-        if seconds is None:
-            seconds = self.config.seconds
-        if seconds is None:
-            return [None] * count
-        try:
-            values = [float(seconds)] * count if isinstance(seconds, int | float) else [float(s) for s in seconds]
-        except (TypeError, ValueError):
-            raise VadisError(f"seconds={seconds!r}: give one number, or a list with one for each prompt.") from None
-        if len(values) != count:
-            raise VadisError(f"{len(values)} lengths for {count} prompts: give one length, or one for each prompt.")
-        least = 1.0 / self.tokenizer.fps
-        for value in values:
-            if not (math.isfinite(value) and least <= value <= MAX_SECONDS):
-                raise VadisError(f"seconds={value:g}: a motion can last from {least:.2g} to {MAX_SECONDS:g} seconds.")
-        return values
+        return check_seconds(self.config.seconds if seconds is None else seconds, count, self.tokenizer.fps)
 
     def _one(
         self,
@@ -340,10 +326,7 @@ class TextToMotionPipeline:
         return rows, list(stopped)
 
     def _motion(self, features: Tensor) -> Motion:
-        """Features to a motion whose feet are on the floor (5 % quantile of the lowest joint at height 0)."""
-        motion = self.representation.decode(features, source=self.config.source)
-        lowest = motion.positions[..., 1].min(dim=1).values.quantile(0.05)
-        return motion.replace(root=motion.root - torch.tensor([0.0, float(lowest), 0.0]))
+        return on_floor(self.representation.decode(features, source=self.config.source))
 
     def _choose(self, text: Tensor, motions: list[Motion], seconds: float | None) -> tuple[int, float | None]:
         if self.planner is None or seconds is None or motions[0].num_frames < 8:
@@ -421,7 +404,30 @@ class TextToMotionPipeline:
         return decoded[(start - first) * per_token : (stop - first) * per_token]
 
 
-def _clean(motion: Motion) -> Motion:
+def check_seconds(seconds: float | Sequence[float] | None, count: int, fps: float) -> list[float] | list[None]:
+    """A length for each of `count` prompts; None stays None. Raises VadisError for lengths that no motion has."""
+    if seconds is None:
+        return [None] * count
+    try:
+        values = [float(seconds)] * count if isinstance(seconds, int | float) else [float(s) for s in seconds]
+    except (TypeError, ValueError):
+        raise VadisError(f"seconds={seconds!r}: give one number, or a list with one for each prompt.") from None
+    if len(values) != count:
+        raise VadisError(f"{len(values)} lengths for {count} prompts: give one length, or one for each prompt.")
+    least = 1.0 / fps
+    for value in values:
+        if not (math.isfinite(value) and least <= value <= MAX_SECONDS):
+            raise VadisError(f"seconds={value:g}: a motion can last from {least:.2g} to {MAX_SECONDS:g} seconds.")
+    return values
+
+
+def on_floor(motion: Motion) -> Motion:
+    """The motion with its feet on the floor: the 5 % quantile of the lowest joint is at height 0."""
+    lowest = motion.positions[..., 1].min(dim=1).values.quantile(0.05)
+    return motion.replace(root=motion.root - torch.tensor([0.0, float(lowest), 0.0]))
+
+
+def with_resting_feet(motion: Motion) -> Motion:
     """The motion with resting feet; generated motion is smooth already, and clips too short for contacts stay."""
     from vadis.motion_editing import clean_feet
 
