@@ -86,7 +86,7 @@ class MotionEvaluation:
 
 @dataclass(frozen=True, config=STRICT)
 class Study:
-    """A study file; settings of its cells are those of `settings`, then of the levels, then of the budget."""
+    """A study file; settings of its cells are those of `settings`, then of the budget, then of the levels."""
 
     recipe: str
     """Base recipe; relative to the study file."""
@@ -194,7 +194,7 @@ def cell_recipe(study: Study, cell: Cell) -> tuple[Recipe, MotionEvaluation | No
     elif budget.epochs:
         spend = ["max_seconds=null"]
     own = [s for s in cell.settings if not s.startswith("evaluation.")]
-    recipe = load_recipe(study.recipe, [*study.settings, *own, *spend, f"run={cell.folder}", "resume=auto"])
+    recipe = load_recipe(study.recipe, [*study.settings, *spend, *own, f"run={cell.folder}", "resume=auto"])
     changes = [s.removeprefix("evaluation.") for s in cell.settings if s.startswith("evaluation.")]
     if study.evaluation is None:
         return recipe, None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vadis.errors import MissingExtra, VadisError
+from vadis.evaluation.protocol import load_protocol
 from vadis.files import atomic_write
 from vadis.training.study import Cell, Study, read_result
 from vadis.training.study_cell import METRICS
@@ -167,6 +168,11 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     return PowerLaw(math.exp(offset), -float(slope), 1 - left / total if total else 1.0, len(x))
 
 
+def loss_of(study: Study) -> str:
+    """Which held-out loss belongs to the weights that are compared: the last one, or the lowest on the way."""
+    return "best_loss" if study.evaluation is not None and study.evaluation.weights == "best" else "loss"
+
+
 def sized_axes(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Axis → the size that it changes ("body", "parameters" or "tokens"), for axes that change one."""
     found = {}
@@ -188,7 +194,7 @@ def power_laws(study: Study, rows: Sequence[dict[str, Any]]) -> list[dict[str, A
     means = averaged(study, rows)
     for axis, key in sized_axes(study, rows).items():
         for label, line in _lines(study, means, axis, key):
-            if (law := fit_power_law([r[key] for r in line], [r["loss"] for r in line])) is not None:
+            if (law := fit_power_law([r[key] for r in line], [r[loss_of(study)] for r in line])) is not None:
                 text = (f"power law fitted to {law.points} points ({label or 'all'}): held-out loss = {law.factor:.3g} × "
                         f"{key}^-{law.exponent:.3f}, R² {law.r2:.3f} (of logarithms)")  # fmt: skip
                 found.append({"axis": axis, "label": label, "size": key, "text": text, **vars(law)})
@@ -210,35 +216,39 @@ def _lines(
 # ---- plots
 
 
-PANELS = (("loss", "held-out loss, nats a token"), ("r1", "R@1"), ("r3", "R@3"), ("fid", "FID"))
+PANELS = {
+    "loss": "held-out loss, nats a token",
+    "best_loss": "lowest held-out loss, nats a token",
+    "r1": "R@1",
+    "fid": "FID",
+}
 NAMES = {"parameters": "parameters", "tokens": "motion tokens to train on"}
 
 
 def plots(study: Study, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """One file for every axis that changes a size: loss and metrics against it, a line for each of the other levels."""
+    """One file for every axis that changes a size: loss, R@1 and FID against it, a line for each of the other levels."""
     axes = sized_axes(study, rows)
     if not axes:
         return []
     plt = _pyplot()
     means, written = averaged(study, rows), []
-    panels = [p for p in PANELS if any(r.get(p[0]) is not None for r in means)]
-    laws = {(fit["axis"], fit["label"]): fit for fit in power_laws(study, rows)}
+    panels = [key for key in (loss_of(study), "r1", "fid") if any(r.get(key) is not None for r in means)]
     for axis, key in axes.items():
         figure, places = plt.subplots(
-            1, len(panels), figsize=(4.6 * len(panels), 4.2), layout="constrained", squeeze=False
+            1, len(panels), figsize=(4.8 * len(panels), 4.2), layout="constrained", squeeze=False
         )
-        for (value, title), place in zip(panels, places[0], strict=True):
+        for value, place in zip(panels, places[0], strict=True):
             for number, (label, line) in enumerate(_lines(study, means, axis, key)):
                 _draw_line(place, line, key, value, label, f"C{number}")
-                if value == "loss" and (law := laws.get((axis, label))):
-                    x = np.geomspace(line[0][key], line[-1][key], 50)
-                    place.plot(x, law["factor"] * x ** -law["exponent"], ":", color=f"C{number}", alpha=0.7)
-            _reference_lines(place, means, value)
-            place.set(xscale="log", xlabel=NAMES[key], ylabel=title)
             ticks = sorted({r[key] for r in means if r[key] is not None})
+            place.set(xscale="log", xlabel=NAMES[key], ylabel=PANELS[value])
             place.set_xticks(ticks, [short(t) for t in ticks], rotation=30 if len(ticks) > 4 else 0)
             place.minorticks_off()
             place.grid(alpha=0.25)
+            _bounds(place, study, means, value)
+        for law in (law for law in power_laws(study, rows) if law["axis"] == axis):
+            x = np.geomspace(*places[0][0].get_xlim(), 50)
+            places[0][0].plot(x, law["factor"] * x ** -law["exponent"], ":", color="0.5")
         places[0][0].legend(fontsize=8)
         path = Path(study.run) / f"{axis}.png"
         with atomic_write(path) as temporary:
@@ -256,12 +266,17 @@ def _draw_line(place: Any, line: list[dict[str, Any]], key: str, value: str, lab
         place.errorbar(x, y, yerr=bars, fmt="o-", color=color, label=label or None, markersize=5, capsize=3)
 
 
-def _reference_lines(place: Any, means: Sequence[dict[str, Any]], value: str) -> None:
-    real = means[0].get(f"real_{value}")
-    if real is not None:
-        place.axhline(real, color="black", linestyle="--", linewidth=1)
-        place.annotate("real motion", (0.02, real), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                       textcoords="offset points", fontsize=8)  # fmt: skip
+def _bounds(place: Any, study: Study, means: Sequence[dict[str, Any]], value: str) -> None:
+    """Say what real motion reaches, and mark chance; a line of real motion would squeeze small models together."""
+    said = []
+    if (real := means[0].get(f"real_{value}")) is not None:
+        said.append(f"real motion {real:.3f}")
+    if value == "r1" and study.evaluation is not None:
+        chance = 1 / load_protocol(study.evaluation.protocol).pool
+        place.axhline(chance, color="black", linestyle="--", linewidth=1)
+        said.append(f"dashed: chance {chance:.3f}")
+    if said:
+        place.set_title(", ".join(said), fontsize=9)
 
 
 def _pyplot() -> Any:
