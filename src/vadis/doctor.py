@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "viewer": (("viser",), "watching motions: vadis view, and pages that play them"),
     "train": (("accelerate", "pyarrow"), "vadis train, vadis data"),
     "hub-data": (("datasets",), "data sets on the Hub"),
+    "scenes": (("mujoco", "pillow"), "vadis data scenes: pictures of rooms with motions"),
     "robot": (("mujoco", "mink"), "retargeting to robots"),
     "server": (("fastapi", "uvicorn"), "a server for other programs"),
     "c3d": (("ezc3d",), "marker files"),
