@@ -15,7 +15,7 @@ from vadis.errors import FileError, ModelError, ShapeError, VadisError
 from vadis.generators.backbones import load_backbone, tiny_tokenizer
 from vadis.generators.motion_language_files import load_language_model, save_delta, save_language_model
 from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_vocabulary import MotionVocabulary, extend, rarest_ids, remap
+from vadis.generators.motion_vocabulary import MotionVocabulary, adopt, extend, rarest_ids, remap
 from vadis.hub import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
 from vadis.tokenizers.dsft_sequence import Encoded
@@ -274,6 +274,25 @@ def test_published_names_have_the_published_order(dsft: DSFTTokenizer) -> None:
     assert vocabulary.size % 128 == 0 and len(vocabulary.new_ids()) == sum(dsft.vocab_sizes) + 3
 
 
+def test_a_model_extended_elsewhere_is_adopted(dsft: DSFTTokenizer, tmp_path: Path) -> None:
+    from tokenizers import AddedToken
+
+    from vadis.tokenizers.dsft_sequence import token_names
+
+    model, text_tokenizer = load_backbone("tiny-qwen3_5")
+    text_tokenizer.add_tokens([AddedToken(n, special=True) for n in token_names()], special_tokens=True)
+    model.resize_token_embeddings(len(text_tokenizer))
+    vocabulary = adopt(model, text_tokenizer, MotionLayout.of(dsft), dsft)
+    encoded = dsft.encode(torch.randn(44, 272, generator=torch.Generator().manual_seed(5)).cumsum(0) / 5)
+    ids = vocabulary.ids(encoded)
+    assert ids == text_tokenizer.encode(dsft.to_text(encoded)) and vocabulary.length_ids is None
+    assert vocabulary.tokens(ids, frames=44).phys_ids.tolist() == encoded.phys_ids.tolist()
+    save_language_model(tmp_path / "m", model, text_tokenizer, vocabulary)
+    assert load_language_model(tmp_path / "m", dsft)[2].tokenizer.sha256 == dsft.hash
+    with pytest.raises(ModelError, match="use extend"):
+        adopt(*load_backbone("tiny-gpt2"), MotionLayout.of(dsft), dsft)
+
+
 def test_wrong_ids_say_what_is_wrong() -> None:
     _, _, vocabulary = made("tiny-gpt2", "mg_vq")
     ids = vocabulary.ids(torch.zeros(3, 4, dtype=torch.long))
@@ -343,6 +362,37 @@ def test_remap_takes_the_rarest() -> None:
     assert vocab["<|im_end|>"] not in chosen
 
 
+def test_tokens_with_a_byte_fallback_are_spelled_too() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = [
+        "<unk>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        *"walks",
+        "\u2581",
+        "wa",
+        "lk",
+        "walk",
+        "\u2581walk",
+        "<unused7>",
+    ]
+    merges = [("w", "a"), ("l", "k"), ("wa", "lk"), ("\u2581", "walk")]
+    backend = Tokenizer(models.BPE({n: i for i, n in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    text_tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    chosen = rarest_ids(text_tokenizer, 4, ["s"])
+    assert chosen == [names.index(n) for n in ("\u2581walk", "walk", "lk", "wa")]
+    layout = MotionLayout(codes=4)
+    vocabulary = MotionVocabulary(
+        layout, "remap", torch.tensor(chosen), len(names), len(names) + 1, None, len(names), len(names), 320, _facts()
+    )
+    plain, safe = text_tokenizer.encode("walk walks"), vocabulary.encode_text(text_tokenizer, "walk walks")
+    assert bool(vocabulary.is_motion(plain).any()) and not bool(vocabulary.is_motion(safe).any())
+    assert text_tokenizer.decode(safe) == text_tokenizer.decode(plain) == " walk walks"
+
+
 def test_remap_counts_the_general_sample() -> None:
     text_tokenizer = tiny_tokenizer()
     general = [" ".join(BIG_WORDS[:k]) for k in range(1, len(BIG_WORDS))]
@@ -354,7 +404,8 @@ def test_remap_counts_the_general_sample() -> None:
     kept = set(text_tokenizer.encode("a person a person")) | set(text_tokenizer.all_special_ids) | single
     free = set(range(len(text_tokenizer))) - kept
     unused = sum(counts[i] == 0 for i in free)
-    chosen = rarest_ids(text_tokenizer, unused + 8, ["a person"], general)  # into the sample's words, the rarest first
+    with pytest.warns(UserWarning, match="Prefer extend"):
+        chosen = rarest_ids(text_tokenizer, unused + 8, ["a person"], general)  # into the sample's words, rarest first
     keys = [(counts[i], -i) for i in chosen]
     assert keys == sorted(keys) and 0 < keys[-1][0] < max(counts)
     assert set(chosen) <= free and all((counts[i], -i) > keys[-1] for i in free - set(chosen))

@@ -66,11 +66,11 @@ def load_backbone(
         except VadisError as error:
             raise ModelError(f"{error} Or delete {folder}: it is unpacked anew.") from error
     else:
-        model, tokenizer = load_folder(_find(name), precision)
+        model, tokenizer = load_folder(find_language_folder(name), precision)
     return model.to(device=pick_device(device), dtype=precision).eval(), tokenizer
 
 
-def _find(name: str | Path) -> Path:
+def find_language_folder(name: str | Path) -> Path:
     """A folder on disk, or one of the Hub, fetched when it isn't cached."""
     from vadis.hub import find_folder
 
@@ -184,8 +184,8 @@ def _unpack(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         config = model.config
-        del config.quantization_config
-        vars(config).pop("_model_name_or_path", None)  # the file's long title
+        for name in ("quantization_config", "_model_name_or_path"):  # how it was packed, and the file's long title
+            vars(config).pop(name, None)
         plain = type(model)(config)
         plain.load_state_dict(model.state_dict())
         plain.generation_config = model.generation_config

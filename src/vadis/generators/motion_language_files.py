@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vadis.errors import FileError, MissingExtra, ModelError
 from vadis.files import atomic_folder
-from vadis.generators.backbones import load_backbone, load_folder, quiet_transformers, readable
+from vadis.generators.backbones import find_language_folder, load_backbone, load_folder, quiet_transformers, readable
 from vadis.generators.motion_ids import (
     MotionTokenizerFacts,
     MotionVocabulary,
@@ -61,7 +61,7 @@ def load_language_model(
     base: str | Path | None = None,
     trainable: bool = False,
 ) -> tuple[Any, Any, MotionVocabulary]:
-    """(model in eval mode, text tokenizer, vocabulary) of a saved folder or delta.
+    """(model in eval mode, text tokenizer, vocabulary) of a saved folder or delta, on disk or on the Hub.
 
     Args:
         motion_tokenizer: the one that will be used; checked against the one that the model was trained with.
@@ -72,7 +72,7 @@ def load_language_model(
     """
     from vadis.hub import pick_device, pick_dtype
 
-    folder, precision = Path(folder), pick_dtype(dtype)
+    folder, precision = find_language_folder(folder), pick_dtype(dtype)
     vocabulary, page = MotionVocabulary.load(folder), read_page(folder)
     if motion_tokenizer is not None:
         check_motion_tokenizer(vocabulary, motion_tokenizer)

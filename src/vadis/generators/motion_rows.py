@@ -99,7 +99,7 @@ def code_vectors(motion_tokenizer: Any, layout: MotionLayout) -> list[tuple[int,
     """For each codebook (its first symbol, vectors (K, d)). Raises ModelError where a tokenizer's codes have none."""
     if layout.kind == "two_stream":
         return [(first, _stream(codec)) for codec, first in _streams(motion_tokenizer, layout)]
-    quantizer = getattr(motion_tokenizer, "quantizer", None)
+    quantizer: Any = getattr(motion_tokenizer, "quantizer", None)
     every = torch.arange(layout.codes)
     if hasattr(quantizer, "codes_from_tokens"):  # FSQ, LFQ: the grid
         groups = int(getattr(quantizer, "groups", 1))

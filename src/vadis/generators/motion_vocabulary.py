@@ -1,4 +1,5 @@
-"""A causal language model that speaks motion: `extend` gives it new ids, `remap` takes those of rare text tokens.
+"""A causal language model that speaks motion: `extend` gives it new ids, `remap` takes those of rare text tokens, `adopt`
+finds those that it was given elsewhere.
 
 Resize before the first backward pass: a graph from before does not fit the new rows.
 
@@ -77,6 +78,29 @@ def extend(
     others = others[~torch.isin(others, vocabulary.symbol_ids)]
     draw_rows(model, torch.cat([vocabulary.symbol_ids, others]), text_count, init, seed, codes)
     return vocabulary
+
+
+def adopt(model: Any, text_tokenizer: Any, layout: MotionLayout, motion_tokenizer: Any) -> MotionVocabulary:
+    """The vocabulary of a model that was extended elsewhere, as MotionVLA is by ms-swift: the names are there already.
+
+    Length tokens are used where all of their names are there. Raises ModelError where a name is missing.
+    """
+    facts = _check(model, text_tokenizer, layout, motion_tokenizer)
+    known = text_tokenizer.get_vocab()
+    begin, end, sep = marker_names(layout)
+    symbols, lengths = symbol_names(layout), length_names(layout)
+    wanted = [begin, end, *([sep] if sep else []), *symbols]
+    lacking = [name for name in wanted if name not in known]
+    if lacking:
+        raise ModelError(
+            f"the text tokenizer lacks {len(lacking):,} of {len(wanted):,} names ({', '.join(lacking[:3])}…): use extend."
+        )
+    length_ids = torch.tensor([known[n] for n in lengths]) if lengths and all(n in known for n in lengths) else None
+    first = min(known[name] for name in wanted)
+    return MotionVocabulary(
+        layout, "extend", torch.tensor([known[name] for name in symbols]), known[begin], known[end],
+        known[sep] if sep else None, first, first, model.get_input_embeddings().weight.shape[0], facts, length_ids,
+    )  # fmt: skip
 
 
 def remap(
@@ -209,6 +233,7 @@ __all__ = [
     "MotionLayout",
     "MotionTokenizerFacts",
     "MotionVocabulary",
+    "adopt",
     "extend",
     "load_language_model",
     "rarest_ids",
