@@ -347,3 +347,27 @@ def test_studies_of_the_repository_are_valid(path):
     study = load_study(path)
     for cell in cells(study):
         assert cell_recipe(study, cell)[0].steps > 0
+
+
+@pytest.mark.slow
+def test_language_models_of_different_widths(data, tmp_path):
+    """The base recipe of the repository's studies, on motion tokens of the walks."""
+    page = {
+        "recipe": str(STUDIES.parent / "tiny-lm.yaml"),
+        "run": str(tmp_path / "run"),
+        "budget": {"steps": 3},
+        "settings": [
+            f"data.corpora=[{{path: {data / 'encoded'}}}]",
+            f"model.tokenizer={data / 'tokenizer'}",
+            "device=cpu",
+        ],
+        "axes": {"size": {"32x1": ["model.backbone=tiny-llama-32x1"], "64x1": ["model.backbone=tiny-llama-64x1"]}},
+        "evaluation": {"data": str(data / "corpus"), "split": "val", "repeats": 1, "weights": "best"},
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(page))
+    study = load_study(tmp_path / "study.yaml")
+    assert run_study(study, cells(study), say=lambda line: None) == {}
+    small, large = (json.loads((c.folder / "result.json").read_text()) for c in cells(study))
+    assert small["facts"]["body"] < large["facts"]["body"] < large["facts"]["parameters"]
+    assert small["facts"]["tokens"] == large["facts"]["tokens"] == 12 * 16 * 2
+    assert small["items"] == 33 and 0 <= small["metrics"]["r1"] <= 1

@@ -207,7 +207,7 @@ def _source(model: Any, plan: Protocol, reference: Reference, partial: bool, set
         from vadis.hub import load
 
         name, model = path.name if path.is_dir() else str(model), load(model, device=device)
-    if hasattr(model, "text_encoder") and callable(model):
+    if callable(model) and (hasattr(model, "text_encoder") or hasattr(model, "lm")):
         if plan.task != "reconstruction":
             return PipelineSource(model, plan, name, settings)
         name, model = f"{name or type(model).__name__} tokenizer", model.tokenizer

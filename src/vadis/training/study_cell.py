@@ -4,7 +4,6 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from vadis.errors import FileError, ModelError, VadisError
@@ -157,27 +156,10 @@ def pipeline_of(recipe: Any, weights: Path, wanted: MotionEvaluation) -> Any:
         config = GenerationConfig(temperature=1.0, plan="none", text_encoder=about["text_encoder"]["name"])
         return TextToMotionPipeline(tokenizer, vadis.load(weights), config=config)
     if recipe.task == "language":
-        return Speaker(weights, vadis.load(recipe.model.tokenizer))
+        from vadis.generators.motion_lm import MotionLM
+        from vadis.pipelines.motion_language import MotionLanguagePipeline
+
+        return MotionLanguagePipeline(MotionLM.from_pretrained(weights, vadis.load(recipe.model.tokenizer)))
     raise VadisError(
         f"models of task {recipe.task} make no motion from text: leave out `evaluation` to compare held-out losses."
     )
-
-
-class Speaker:
-    """A language model of motion as `vadis.evaluate` calls it: sentences and lengths in, features out."""
-
-    def __init__(self, weights: Path, tokenizer: Any) -> None:
-        from vadis.generators.motion_lm import MotionLM
-        from vadis.representations import representation
-
-        self.tokenizer, self.representation = tokenizer, representation(tokenizer.representation)
-        self.lm = MotionLM.from_pretrained(weights, tokenizer)
-        self.generator, self.text_encoder = self.lm.model, self.lm.text_tokenizer
-
-    def __call__(self, texts: list[str], seconds: list[float], seed: int, **settings: Any) -> Any:
-        """An object with `features`, (T, D) of each text; `settings` as in `MotionLM.run`."""
-        seeds = [seed + i for i in range(len(texts))]
-        tokens, _ = self.lm.generate(texts, seconds=seconds, seed=seeds, **({"temperature": 1.0} | settings))
-        frames = [round(s * self.tokenizer.fps) for s in seconds]
-        made = [self.tokenizer.decode(t)[:n].float().cpu() for t, n in zip(tokens, frames, strict=True)]
-        return SimpleNamespace(features=made)
