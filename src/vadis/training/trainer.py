@@ -98,6 +98,10 @@ class Trainer:
             torch.set_num_threads(recipe.threads)
         mixed = "bf16" if recipe.precision == "bf16" else "no"
         self.accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=mixed)
+        if (kind := str(self.accelerator.distributed_type)).split(".")[-1] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise VadisError(
+                f"accelerate is set up for {kind}, which splits the model: this trainer needs it whole on each GPU."
+            )
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the initial weights, equal on every process
         np.random.seed(recipe.seed % 2**32)
