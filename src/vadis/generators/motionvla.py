@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motion_grammar import MotionGrammar
+from vadis.generators.motion_language_files import load_language_model, plain_model, save_language_model
 from vadis.generators.motion_layout import MotionLayout
 from vadis.generators.motion_vocabulary import MotionVocabulary, extend
 from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
@@ -38,9 +39,10 @@ class SceneBackbone:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.facts = VisionFacts.of(model.config) if getattr(model.config, "vision_config", None) is not None else None
-        self.body = model.model
+        self.model = plain_model(model)  # low-rank additions sit inside it
+        config = self.model.config
+        self.facts = VisionFacts.of(config) if getattr(config, "vision_config", None) is not None else None
+        self.body = self.model.base_model
         """The network below the head."""
 
     @property
@@ -129,7 +131,7 @@ class MotionVLA:
         self.model, self.text_tokenizer, self.vocabulary = model, text_tokenizer, vocabulary
         self.motion_tokenizer = motion_tokenizer
         vocabulary.layout.check(motion_tokenizer)
-        rows = model.get_input_embeddings().weight.shape[0]
+        rows = self.backbone.model.get_input_embeddings().weight.shape[0]
         if rows != vocabulary.size:
             raise ModelError(
                 f"the model has {rows:,} rows, its motion vocabulary {vocabulary.size:,}: another model's."
@@ -353,7 +355,6 @@ class MotionVLA:
 
     def save(self, folder: str | Path) -> None:
         """Write the language model, its vocabulary and how images are packed, as a folder that transformers opens too."""
-        from vadis.generators.motion_vocabulary import save_language_model
         from vadis.hub import write_json
 
         save_language_model(folder, self.model, self.text_tokenizer, self.vocabulary)
@@ -362,7 +363,6 @@ class MotionVLA:
     @classmethod
     def load(cls, folder: str | Path, motion_tokenizer: Any, **options: Any) -> Self:
         """Read a folder written by `save`. Raises ModelError where the parts don't belong together."""
-        from vadis.generators.motion_vocabulary import load_language_model
         from vadis.hub import read_json
 
         model, text_tokenizer, vocabulary = load_language_model(folder, motion_tokenizer, **options)
