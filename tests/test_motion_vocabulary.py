@@ -646,3 +646,21 @@ def test_a_delta_knows_its_backbone(tmp_path: Path) -> None:
     (tmp_path / "d" / "new_rows.safetensors").unlink()
     with pytest.raises(FileError, match="missing or damaged"):
         load_language_model(tmp_path / "d")
+
+
+def test_a_delta_keeps_the_precision_it_was_trained_in(tmp_path: Path) -> None:
+    model, text_tokenizer, vocabulary = made("tiny-llama")
+    model.bfloat16()
+    save_delta(tmp_path / "d", model, text_tokenizer, vocabulary, "tiny-llama")
+    loaded, _, _ = load_language_model(tmp_path / "d")
+    assert loaded.dtype == torch.bfloat16 and torch.equal(logits(loaded, vocabulary), logits(model, vocabulary))
+    assert load_language_model(tmp_path / "d", dtype="fp32")[0].dtype == torch.float32
+
+
+def test_nothing_else_is_written_over(tmp_path: Path) -> None:
+    model, text_tokenizer, vocabulary = made()
+    (tmp_path / "notes.txt").write_text("mine")
+    for save in (save_language_model, lambda *args: save_delta(*args, "tiny-gpt2")):
+        with pytest.raises(FileError, match="other files"):
+            save(tmp_path, model, text_tokenizer, vocabulary)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -21,6 +21,7 @@ from vadis.errors import FileError, MissingExtra, ModelError
 from vadis.files import atomic_folder
 from vadis.generators.backbones import find_language_folder, load_backbone, load_folder, quiet_transformers, readable
 from vadis.generators.motion_ids import (
+    FILE,
     MotionTokenizerFacts,
     MotionVocabulary,
     length_names,
@@ -43,6 +44,7 @@ def save_language_model(folder: str | Path, model: Any, text_tokenizer: Any, voc
     model, text tokenizer and vocabulary don't belong together.
     """
     check_together(model, text_tokenizer, vocabulary)
+    _check_place(folder)
     base = plain_model(model)
     with atomic_folder(folder) as temporary, quiet_transformers():
         base.save_pretrained(temporary, state_dict=None if base is model else _plain_state(base))
@@ -81,7 +83,7 @@ def load_language_model(
             f"{folder} was saved with an adapter, which is not there: the copy of the folder is not whole."
         )
     if "delta" in page:
-        model, text_tokenizer = _load_delta(folder, vocabulary, page["delta"], base, precision)
+        model, text_tokenizer = _load_delta(folder, vocabulary, page["delta"], base)
     else:
         model, text_tokenizer = load_folder(folder, precision, adapter=False)
     check_together(model, text_tokenizer, vocabulary)
@@ -115,15 +117,24 @@ def save_delta(
     stored = _stored_rows(plain, state, vocabulary, dtype)
     from safetensors.torch import save_file
 
+    _check_place(folder)
     with atomic_folder(folder) as temporary, quiet_transformers():
         save_file(stored, temporary / ROWS, {"format": "pt"})
         adapter = plain is not model and _save_adapter(model, temporary, dtype)
         readable(temporary)
-        delta = {"base": str(base), "embedding_sha256": _old_rows_hash(plain, vocabulary)}
+        delta = {"base": str(base), "dtype": str(plain.dtype).removeprefix("torch.")}
+        delta["embedding_sha256"] = _old_rows_hash(plain, vocabulary)
         vocabulary.save(temporary, adapter=adapter, delta=delta)
 
 
 # ---- checks
+
+
+def _check_place(folder: str | Path) -> None:
+    """Raise FileError where writing would take the place of something else."""
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
+        raise FileError(f"{folder} is a file or holds other files: name a new folder to save the model to.")
 
 
 def check_motion_tokenizer(vocabulary: MotionVocabulary, motion_tokenizer: Any) -> None:
@@ -317,15 +328,13 @@ def _padding(vocabulary: MotionVocabulary) -> Tensor:
     return ids[~vocabulary.text_mask() & ~vocabulary.is_motion(ids)]
 
 
-def _load_delta(
-    folder: Path, vocabulary: MotionVocabulary, delta: Any, base: str | Path | None, dtype: torch.dtype | None
-) -> tuple[Any, Any]:
+def _load_delta(folder: Path, vocabulary: MotionVocabulary, delta: Any, base: str | Path | None) -> tuple[Any, Any]:
     from vadis.generators.motion_vocabulary import add_names
 
-    if not isinstance(delta, dict) or not {"base", "embedding_sha256"} <= set(delta):
+    if not isinstance(delta, dict) or not {"base", "dtype", "embedding_sha256"} <= set(delta):
         raise FileError(f"{folder} does not say which backbone its delta is for: save or download it again.")
     name = base or delta["base"]
-    model, text_tokenizer = load_backbone(name)
+    model, text_tokenizer = load_backbone(name, dtype=delta["dtype"])
     count, size = len(text_tokenizer), model.get_input_embeddings().weight.shape[0]
     if (count, size) != (vocabulary.text_count, vocabulary.text_size):
         raise ModelError(
