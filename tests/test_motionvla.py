@@ -274,6 +274,23 @@ def test_bundle(pipe: MotionVLAPipeline, tmp_path: Path) -> None:
         vadis.load(tmp_path / "bundle")
 
 
+def test_the_verb_takes_an_image(pipe: MotionVLAPipeline, tmp_path: Path, capsys: Any) -> None:
+    from PIL import Image
+
+    from vadis.cli.generate import Generate
+
+    pipe.save_pretrained(tmp_path / "model")
+    Image.fromarray(room(0)).save(tmp_path / "room.png")
+    made = Generate(("walk to the red box",), (str(tmp_path / "a.npz"),), str(tmp_path / "model"),
+                    image=str(tmp_path / "room.png"), seconds=1.0)  # fmt: skip
+    made.run()
+    assert vadis.load_motion(tmp_path / "a.npz").num_frames == 20
+    with pytest.raises(VadisError, match="no image at"):
+        Generate(("walk",), (str(tmp_path / "b.npz"),), str(tmp_path / "model"), image="nowhere.png").run()
+    with pytest.raises(ModelError, match="sees nothing"):
+        Generate(("walk",), (str(tmp_path / "b.npz"),), image=str(tmp_path / "room.png")).run()
+
+
 # ---- consistency
 
 

@@ -30,6 +30,8 @@ class Generate:
     """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it). Several -o may be given."""
     model: str = "vadis-mini"
     """A bundled model, a folder, or a Hub id."""
+    image: str | None = None
+    """Picture of the scene, for a model that sees (MotionVLA)."""
     seconds: float = 6.0
     """Length of the motion."""
     seed: int = 0
@@ -63,10 +65,13 @@ class Generate:
         say(f"loading {self.model} …")
         pipe = vadis.load(self.model, device=self.device)
         loaded = time.perf_counter()
-        if not hasattr(pipe, "save_pretrained") or not hasattr(pipe, "generator"):
+        sees = hasattr(pipe, "vla")
+        if not hasattr(pipe, "save_pretrained") or not (sees or hasattr(pipe, "generator")):
             raise ModelError(
                 f"{self.model} holds a {type(pipe).__name__}, which is one part of a model; name a whole one."
             )
+        if self.image is not None and not sees:
+            raise ModelError(f"{self.model} holds a {type(pipe).__name__}, which sees nothing: leave --image out.")
         settings = {"samples": self.samples, "guidance_scale": self.guidance, "temperature": self.temperature}
         settings |= {"top_k": self.top_k, "top_p": self.top_p}
         if self.clean_feet is not None:
@@ -77,8 +82,11 @@ class Generate:
             if len(wanted) > 1
             else f"generating {self.seconds:g} s …"
         )
-        result = pipe(wanted, seconds=self.seconds, seed=self.seed, **settings)
-        motions = list(result.motion) if isinstance(result.motion, list | tuple) else [result.motion]
+        if sees:
+            motions = self._in_scene(pipe, wanted)
+        else:
+            result = pipe(wanted, seconds=self.seconds, seed=self.seed, **settings)
+            motions = list(result.motion) if isinstance(result.motion, list | tuple) else [result.motion]
         made = time.perf_counter()
         if self.fps is not None:
             motions = [motion.resample(self.fps) for motion in motions]
@@ -100,6 +108,16 @@ class Generate:
             f"{timing['motion_s']:.1f} s of motion in {timing['generate_s']:.1f} s ({speed:.1f}× real time), "
             f"loading {timing['load_s']:.1f} s, writing {timing['write_s']:.1f} s"
         )
+
+    def _in_scene(self, pipe: Any, wanted: list[str]) -> list[Any]:
+        """Motions of a MotionVLA pipeline, one after another."""
+        if self.samples is not None or self.clean_feet is not None:
+            raise VadisError("a MotionVLA model makes one candidate and leaves feet alone: no --samples, no --clean-feet.")
+        drawn = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
+        return [
+            pipe(text, image=self.image, seconds=self.seconds, seed=self.seed + i, **drawn).motion
+            for i, text in enumerate(wanted)
+        ]
 
     def _check(self) -> list[str]:
         """The prompts, once every value is known to make sense; VadisError otherwise. Needs no torch."""
