@@ -247,7 +247,8 @@ def plots(study: Study, rows: Sequence[dict[str, Any]]) -> list[Path]:
             place.grid(alpha=0.25)
             _bounds(place, study, means, value)
         for law in (law for law in power_laws(study, rows) if law["axis"] == axis):
-            x = np.geomspace(*places[0][0].get_xlim(), 50)
+            low, high = places[0][0].get_xlim()
+            x = np.geomspace(low, high, 50)
             places[0][0].plot(x, law["factor"] * x ** -law["exponent"], ":", color="0.5")
         places[0][0].legend(fontsize=8)
         path = Path(study.run) / f"{axis}.png"
