@@ -402,8 +402,33 @@ class TestBelongingTogether:
             MotionLM.from_pretrained(tmp_path / "lm", precision="int4")  # type: ignore[arg-type]
 
     def test_int8_needs_linear_layers(self):
-        with pytest.raises(ModelError, match="can't be turned into int8"):
+        with pytest.raises(ModelError, match="no linear layers of torch to turn into int8"):
             make("tiny-gpt2").causal.to_int8()
+
+    @pytest.mark.parametrize("backbone", ["tiny-llama", "tiny-qwen3_5"])
+    def test_int8_is_near_and_keeps_rows_apart(self, backbone):
+        lm = make(backbone)
+        ids = torch.randint(3, 500, (2, 12), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            exact = lm.model(input_ids=ids).logits
+            lm.causal.to_int8()
+            made = lm.model(input_ids=ids).logits
+        assert 0 < (made - exact).norm() / exact.norm() < 0.3
+        together, _ = lm.generate(SENTENCES, steps=[9, 3, 14])
+        for i, sentence in enumerate(SENTENCES):
+            assert torch.equal(lm.generate(sentence, steps=[9, 3, 14][i])[0][0], together[i])
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_int8_layers(self, bias):
+        from vadis.generators.int8 import Int8Linear
+
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(64, 32, bias=bias)
+        x = torch.randn(3, 5, 64) * torch.tensor([1.0, 1e3, 1e-3]).view(3, 1, 1)
+        exact, made = layer(x), Int8Linear(layer)(x)
+        error = (made - exact).norm(dim=-1) / exact.norm(dim=-1)
+        assert made.shape == exact.shape and error.max() < 0.05
+        assert torch.equal(Int8Linear(layer)(x[2]), made[2])
 
     def test_an_adapter_is_used_merged_or_not(self, tmp_path):
         peft = pytest.importorskip("peft")

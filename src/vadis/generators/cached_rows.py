@@ -67,14 +67,11 @@ class CausalModel:
 
         Raises ModelError for models without linear layers of torch (GPT-2) and on another device.
         """
-        import warnings
+        from vadis.generators.int8 import to_int8
 
-        layers = [m for m in self.plain.base_model.modules() if isinstance(m, nn.Linear)]
-        if self.device.type != "cpu" or not layers:
-            raise ModelError(f"{type(self.plain).__name__} can't be turned into int8 on {self.device}: use bfloat16.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # announces that this is to move to another package
-            torch.ao.quantization.quantize_dynamic(self.plain.base_model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+        if self.device.type != "cpu":
+            raise ModelError(f"int8 is for the CPU, the model is on {self.device}: use bfloat16.")
+        to_int8(self.plain.base_model)
 
 
 class CachedRows:
