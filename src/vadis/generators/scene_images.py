@@ -86,8 +86,9 @@ def _readable(path: Path, max_pixels: int) -> Iterator[Any]:
             warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # our own limit is lower
             with PILImage.open(path, formats=FORMATS) as image:
                 _check_size(image.size, str(path), max_pixels)
-                if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                    raise FileError(f"{path} holds {image.n_frames} pictures: save the one that shows the scene.")
+                count = getattr(image, "n_frames", 1)
+                if image.format != "MPO" and count > 1:  # MPO: a photograph with smaller versions of itself
+                    raise FileError(f"{path} holds {count} pictures: save the one that shows the scene.")
                 yield image
     except PILImage.DecompressionBombError as error:
         raise FileError(f"{path} is larger than {max_pixels / 1e6:g} megapixels: scale it down.") from error
@@ -164,10 +165,10 @@ class VisionFacts:
                 f"a {getattr(config, 'model_type', 'model')} model takes no images: use one of the families qwen3_5, "
                 "qwen3_vl, qwen2_5_vl, qwen2_vl, or give text only."
             )
-        ids = [int(getattr(config, name)) for name in names]
+        image, start, end = (int(getattr(config, name)) for name in names)
         sizes = [vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size]
         patch, merge, temporal = (int(s if isinstance(s, int) else s[0]) for s in sizes)
-        return cls(*ids, patch, merge, temporal, config.model_type)
+        return cls(image, start, end, patch, merge, temporal, config.model_type)
 
     @property
     def pixels(self) -> int:
@@ -251,11 +252,14 @@ class ScenePacker:
     ) -> "ScenePacker":
         """A packer with saved settings. Raises ModelError for values that can't be."""
         try:
-            colours = {k: tuple(float(x) for x in settings[k]) for k in ("image_mean", "image_std") if k in settings}
-            counts = {k: int(v) for k, v in settings.items() if k.endswith("_visual_tokens")}
-            if any(len(v) != 3 for v in colours.values()) or min(colours.get("image_std", (1.0,))) <= 0:
+            made = cls(text_tokenizer, facts)
+            for name, kept in made.settings().items():
+                value = settings.get(name, kept)
+                setattr(made, name, int(value) if isinstance(kept, int) else tuple(float(x) for x in value))
+            if len(made.image_mean) != 3 or len(made.image_std) != 3 or min(made.image_std) <= 0:
                 raise ValueError("colours have three channels, and a deviation is positive")
-            return cls(text_tokenizer, facts, **counts, **colours)
+            made.__post_init__()
+            return made
         except (TypeError, ValueError) as error:
             raise ModelError(f"{where} can't be used ({str(error)[:120]}): save the model again.") from error
 
