@@ -22,9 +22,9 @@ def tiny(**changes: object) -> MotionStreamer:
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def model() -> MotionStreamer:
-    return tiny()
+@pytest.fixture(scope="module", params=[False, True], ids=["text first", "text everywhere"])
+def model(request: pytest.FixtureRequest) -> MotionStreamer:
+    return tiny(text_everywhere=request.param)
 
 
 TEXT = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
@@ -112,6 +112,36 @@ def test_a_full_row_goes_on_from_its_last_latents(model: MotionStreamer) -> None
         close(made[0][i], uncached(model, TEXT[0], made[0][start:i], noise[i, 0], **OPTIONS))
 
 
+def test_a_change_of_text_makes_no_larger_step_than_allowed(model: MotionStreamer) -> None:
+    free, held = (model.streams(2, **OPTIONS, max_step=step) for step in (None, 0.5))
+    for streams in (free, held):
+        for row in (0, 1):
+            streams.start(row, TEXT[row], seed=row)
+    for _ in range(3):
+        close(free.step(), held.step())  # a beginning is free
+    for streams in (free, held):
+        streams.set_text(0, TEXT[2])
+    for k in range(4):
+        before, wanted, made = held.history[0][-1], free.step(), held.step()
+        close(wanted[1], made[1])  # its companion has not changed
+        assert float((made[0] - before).norm()) == pytest.approx(0.5, abs=1e-4)
+        if k == 0:
+            way = wanted[0] - before
+            assert float(way.norm()) > 0.5
+            close(made[0], before + 0.5 * way / way.norm())
+    assert float((held.step()[0] - held.history[0][-2]).norm()) > 0.5
+    held.undo(0)
+    kept = held.saved([0, 1])
+    expected = held.step()
+    held.restore(kept)
+    close(held.step(), expected)
+    later = model.streams(1, **OPTIONS, max_step=0.5)
+    later.start(0, TEXT[0], held.history[0], seed=0)
+    assert float((later.step()[0] - held.history[0][-1]).norm()) <= 0.5001
+    with pytest.raises(VadisError, match="max_step"):
+        model.streams(1, **OPTIONS, max_step=0.0)
+
+
 def test_a_seed_gives_the_same_latents_in_any_batch(model: MotionStreamer) -> None:
     for options in (OPTIONS, {"null_text": NULL}, {"guidance_scale": 1.0, "sampler": "ddim", "steps": 4}):
         many, _ = model.generate(TEXT, num_latents=[4, 6, 5], seed=[1, 2, 3], **options)
@@ -127,7 +157,7 @@ def test_a_seed_gives_the_same_latents_in_any_batch(model: MotionStreamer) -> No
 def test_the_end_latent_ends_a_motion_and_is_not_part_of_it(model: MotionStreamer) -> None:
     whole, stopped = model.generate(TEXT[:2], seed=[1, 2], **OPTIONS)
     assert [len(row) for row in whole] == [12, 12] and stopped == ["cap", "cap"]  # NaN as end latent: nothing ends
-    ending = tiny()
+    ending = tiny(text_everywhere=model.config.text_everywhere)
     ending.set_end_latent(whole[0][3])
     rows, stopped = ending.generate(TEXT[:2], seed=[1, 2], stop_threshold=1e-3, **OPTIONS)
     assert [len(row) for row in rows] == [3, 12] and stopped == ["end", "cap"]

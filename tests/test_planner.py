@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import vadis
+from vadis.errors import ModelError
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig
 from vadis.metrics.kinematics import ATTRIBUTES
 
@@ -113,3 +114,18 @@ def test_saved_and_loaded(trained, tmp_path):
     assert torch.equal(
         again.score(text, lengths, seconds, plans[:, None]), planner.score(text, lengths, seconds, plans[:, None])
     )
+
+
+def test_what_matching_plans_have_in_common():
+    """A bank of plans that agree on the first value only: it alone is told."""
+    planner = KinematicPlanner(KinematicPlannerConfig(text_dim=4, width=8, layers=1, heads=2, match_width=4, bank_size=40))
+    bank = 3.0 * torch.randn(40, planner.config.rows, len(ATTRIBUTES), generator=torch.Generator().manual_seed(0))
+    bank[..., 0] = 0.5
+    planner.bank.copy_(bank)
+    text, lengths = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([3])
+    values, told = planner.eval().agree(text, lengths, 2.0, nearest=30, certain=0.5)
+    assert values.shape == told.shape == (1, planner.config.rows, len(ATTRIBUTES))
+    assert told[..., 0].all() and not told[..., 1:].any()
+    torch.testing.assert_close(values[..., 0], torch.full_like(values[..., 0], 0.5))
+    with pytest.raises(ModelError, match="no bank"):
+        KinematicPlanner(KinematicPlannerConfig(text_dim=4, width=8, layers=1, heads=2)).agree(text, lengths, 2.0)

@@ -21,6 +21,10 @@ StoppedBy = Literal["end", "cap", "length"]
 """The end latent; `max_latents`; or the requested `num_latents`."""
 
 
+CALM = 4
+"""Latents after a change of text that `max_step` holds for."""
+
+
 class RowCache:
     """Keys and values of every layer; column p of a row belongs to position p, so every row writes where it stands."""
 
@@ -54,6 +58,8 @@ class LatentStreams:
         sampler, steps, temperature: of the diffusion head.
         keep: latents that stay when a row is full or its text changes (default: half the block); the rest of the history is
             forgotten and the row is read again.
+        max_step: largest distance from a latent to the next for the first four after a change of text (or of those that go on
+            from a given history); one that jumps farther is drawn back along its way.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class LatentStreams:
         steps: int | None = None,
         temperature: float = 1.0,
         keep: int | None = None,
+        max_step: float | None = None,
     ) -> None:
         c = self.config = model.config
         self.model, self.rows, self.scale = model, rows, float(guidance_scale)
@@ -74,6 +81,9 @@ class LatentStreams:
         self.keep = c.block_size // 2 if keep is None else keep
         if not 0 <= self.keep <= c.block_size - 2:
             raise VadisError(f"keep {keep}: between 0 and {c.block_size - 2} latents of history fit a row.")
+        if max_step is not None and not max_step > 0:
+            raise VadisError(f"max_step {max_step}: a distance greater than 0, or None.")
+        self.max_step = max_step
         if rows < 1:
             raise VadisError(f"there must be at least one stream, not {rows}.")
         times = model.head.schedule.times(sampler, steps)  # refuses impossible ones
@@ -89,6 +99,7 @@ class LatentStreams:
         self.state = like.new_zeros(self.branches, rows, c.n_embd)
         self.texts: list[Tensor | None] = [None] * rows
         self.history = [like.new_zeros(0, c.latent_dim, dtype=torch.float32) for _ in range(rows)]
+        self._since = [CALM] * rows  # latents made since the last change
         self._read = [0] * rows  # positions of the row in the cache; 0: all is to be read
         self._noise: list[np.random.Generator | None] = [None] * rows
 
@@ -106,13 +117,14 @@ class LatentStreams:
         self.texts[row] = self._text(text)
         self.history[row] = latents.to(self.state.device, torch.float32)
         self._forget(row)
+        self._since[row] = 0 if len(latents) else CALM
         self._noise[row] = np.random.default_rng(secrets.randbits(64) if seed is None else [seed, 1])
 
     def set_text(self, row: int, text: Tensor) -> None:
         """Change the text of a running stream; it goes on from its last `keep` latents."""
         if self.texts[row] is None:
             raise VadisError(f"there is no stream in row {row}: start one.")
-        self.texts[row] = self._text(text)
+        self.texts[row], self._since[row] = self._text(text), 0
         self._forget(row)
 
     def undo(self, row: int) -> None:
@@ -120,6 +132,7 @@ class LatentStreams:
         if not 0 < self._read[row] <= len(self.history[row]):
             raise VadisError(f"row {row} has made no latent since its last change: there is nothing to undo.")
         self.history[row] = self.history[row][:-1]
+        self._since[row] -= 1
 
     def leave(self, row: int) -> None:
         """End the stream in `row`; another may start there."""
@@ -128,13 +141,14 @@ class LatentStreams:
     def saved(self, rows: list[int]) -> list[tuple[Any, ...]]:
         """What `restore` needs to take back whatever is done to these rows from now on."""
         sources = [cast(np.random.Generator, self._noise[row]) for row in rows]
-        return [(row, self.texts[row], self.history[row], source, source.bit_generator.state)
+        return [(row, self.texts[row], self.history[row], self._since[row], source, source.bit_generator.state)
                 for row, source in zip(rows, sources, strict=True)]  # fmt: skip
 
     def restore(self, saved: list[tuple[Any, ...]]) -> None:
         """Put rows back to where they were `saved`; they are read again as a whole at the next step."""
-        for row, text, history, source, state in saved:
+        for row, text, history, since, source, state in saved:
             self.texts[row], self.history[row], self._noise[row], self._read[row] = text, history, source, 0
+            self._since[row] = since
             source.bit_generator.state = state
 
     @property
@@ -177,8 +191,20 @@ class LatentStreams:
             steps=self.steps,
             temperature=self.temperature,
         )
+        latents = self._calmed(rows, latents)
         for row, latent in zip(rows, latents, strict=True):
             self.history[row] = torch.cat([self.history[row], latent[None]])
+            self._since[row] += 1
+        return latents
+
+    def _calmed(self, rows: list[int], latents: Tensor) -> Tensor:
+        """The latents, those soon after a change of text no farther than `max_step` from the one before."""
+        soon = [i for i, row in enumerate(rows) if self._since[row] < CALM and len(self.history[row])]
+        if self.max_step is None or not soon:
+            return latents
+        before = torch.stack([self.history[rows[i]][-1] for i in soon])
+        step = latents[soon] - before
+        latents[soon] = before + step * (self.max_step / step.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
         return latents
 
     def _catch_up(self, rows: list[int]) -> None:
@@ -202,14 +228,12 @@ class LatentStreams:
         """Read the last `new` positions of each row."""
         chosen = torch.tensor(rows, device=self.state.device)
         starts = torch.tensor([self._read[row] for row in rows], device=self.state.device)
-        if self._read[rows[0]]:
-            latents = torch.stack([self.history[row][-1:] for row in rows])
-            x = self.model.transformer.wte(latents.to(self.model.dtype)).repeat(self.branches, 1, 1)
-        else:
-            latents = torch.stack([self.history[row] for row in rows])
-            texts = [cast(Tensor, self.texts[row]) for row in rows]
-            texts += [cast(Tensor, self.null)] * (len(rows) if self.branches == 2 else 0)
-            x = self.model.embed(torch.stack(texts), latents.repeat(self.branches, 1, 1))
+        known = bool(self._read[rows[0]])
+        latents = torch.stack([self.history[row][-1:] if known else self.history[row] for row in rows])
+        texts = [cast(Tensor, self.texts[row]) for row in rows]
+        texts += [cast(Tensor, self.null)] * (len(rows) if self.branches == 2 else 0)
+        embed = self.model.embed_latents if known else self.model.embed
+        x = embed(torch.stack(texts), latents.repeat(self.branches, 1, 1))
         self.cache.rows = torch.cat([chosen + branch * self.rows for branch in range(self.branches)])
         positions = (starts[:, None] + torch.arange(new, device=starts.device)).repeat(self.branches, 1)
         states = self.model.trunk(x, positions, self.cache)[:, -1]
@@ -255,7 +279,7 @@ class Generating(nn.Module):
                 returned.
             seed: one for all rows, one a row, a generator, or None. One seed gives a row the same latents in any batch.
             noise: (steps, B, 1 + S, C) recorded numbers instead.
-            options: null_text, guidance_scale, sampler, steps, temperature, keep as in LatentStreams.
+            options: null_text, guidance_scale, sampler, steps, temperature, keep, max_step as in LatentStreams.
 
         Raises ShapeError, VadisError or ModelError for what doesn't fit the model.
         """

@@ -53,6 +53,8 @@ class MotionStreamerConfig:
     stop_threshold: float = Field(default=0.1, ge=0)
     """A latent nearer than this to the end latent ends the motion."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    text_everywhere: bool = False
+    """The text is added to every latent's vector too, which binds small models to it (published: it only stands first)."""
 
     def __post_init__(self) -> None:
         if self.n_embd % (2 * self.n_head):
@@ -115,6 +117,7 @@ class _Trunk(nn.Module):
         super().__init__()
         self.wte = nn.Linear(c.latent_dim, c.n_embd)
         self.cond_embed = nn.Linear(c.text_dim, c.n_embd)
+        self.text_added = nn.Linear(c.text_dim, c.n_embd, bias=False) if c.text_everywhere else None
         self.h = nn.ModuleList(_Block(c) for _ in range(c.n_layer))
         self.ln_f = RMSNorm(c.n_embd)
 
@@ -160,7 +163,13 @@ class MotionStreamer(Generating, Component):
     def embed(self, text: Tensor, latents: Tensor) -> Tensor:
         """Text vectors `(B, text_dim)` and latents `(B, S, C)` as input vectors `(B, S + 1, H)`."""
         first = self.transformer.cond_embed(text.to(self.dtype))[:, None]
-        return torch.cat([first, self.transformer.wte(latents.to(self.dtype))], dim=1)
+        return torch.cat([first, self.embed_latents(text, latents)], dim=1)
+
+    def embed_latents(self, text: Tensor, latents: Tensor) -> Tensor:
+        """Latents `(B, S, C)` made for texts `(B, text_dim)` as input vectors `(B, S, H)`."""
+        x = self.transformer.wte(latents.to(self.dtype))
+        added = self.transformer.text_added
+        return x if added is None else x + added(text.to(self.dtype))[:, None]
 
     def trunk(self, x: Tensor, positions: Tensor | None = None, cache: RowCache | None = None) -> Tensor:
         """Input vectors `(B, n, H)` to states `(B, n, H)`.

@@ -175,21 +175,40 @@ class KinematicPlanner(Component):
         Drawn, by how well they match, from the `nearest` plans of the bank among those of about the asked length. Their
         own durations and distances are not told. Raises ModelError for a planner without a bank.
         """
-        if not self.config.bank_size:
-            raise ModelError("this planner has no bank of plans (bank_size 0): use `plan`.")
-        names = list(self.config.attributes)
-        length = self.bank[:, 0, names.index("seconds")]
-        cosine = self.embed_plan(self.bank) @ self.embed_text(text, text_lengths)[0]
-        cosine = torch.where((length / seconds).log().abs() < 0.4, cosine, cosine - 0.5)
-        top = cosine.topk(min(nearest, self.config.bank_size))
-        weight = (self.log_temperature.clamp(max=3.4).exp() * (top.values - top.values[0])).exp()
+        plans, weight = self._nearest(text, text_lengths, seconds, nearest)
         noise = torch.Generator().manual_seed(seed)
-        chosen = top.indices[torch.multinomial(weight.cpu(), count, replacement=True, generator=noise)]
-        plans = self.normalize(self.bank[chosen])
+        plans = plans[torch.multinomial(weight.cpu(), count, replacement=True, generator=noise)]
         told = torch.ones_like(plans, dtype=torch.bool)
+        names = self.config.attributes
         for name in ("seconds", "forward_distance", "left_distance"):
             told[..., names.index(name)] = False
         return plans, told
+
+    @torch.no_grad()
+    def agree(
+        self, text: Tensor, text_lengths: Tensor, seconds: float, nearest: int = 12, certain: float = 0.75
+    ) -> tuple[Tensor, Tensor]:
+        """What real motions that match one text `(1, L, C)` have in common: normalised plan `(1, P, A)` and its mask.
+
+        The mean of the `nearest` plans of the bank by how well they match; true where their deviation is below `certain`.
+        Raises ModelError for a planner without a bank.
+        """
+        plans, weight = self._nearest(text, text_lengths, seconds, nearest)
+        share = (weight / weight.sum())[:, None, None]
+        mean = (share * plans).sum(0)
+        deviation = (share * (plans - mean).square()).sum(0).sqrt()
+        return mean[None], (deviation < certain)[None]
+
+    def _nearest(self, text: Tensor, text_lengths: Tensor, seconds: float, count: int) -> tuple[Tensor, Tensor]:
+        """The best matching plans of the bank `(count, P, A)`, normalised, and their weights, 1 for the best."""
+        if not self.config.bank_size:
+            raise ModelError("this planner has no bank of plans (bank_size 0): use `plan`.")
+        length = self.bank[:, 0, self.config.attributes.index("seconds")]
+        cosine = self.embed_plan(self.bank) @ self.embed_text(text, text_lengths)[0]
+        cosine = torch.where((length / seconds).log().abs() < 0.4, cosine, cosine - 0.5)
+        top = cosine.topk(min(count, self.config.bank_size))
+        weight = (self.log_temperature.clamp(max=3.4).exp() * (top.values - top.values[0])).exp()
+        return self.normalize(self.bank[top.indices]), weight
 
     @torch.no_grad()
     def score(self, text: Tensor, text_lengths: Tensor, seconds: Tensor, plans: Tensor) -> Tensor:
@@ -212,11 +231,12 @@ class PlannedSentences:
     Args:
         encoder: a text encoder whose token features the planner reads.
         seconds: what the plan tells of.
-        plan: mean, where it is certain (deviation below `certain`), or bank: the real motion that matches the text best.
+        plan: what real motions that match the text have in common (bank), or the planner's mean.
+        certain: values are told where their deviation is below this, in units of the training data.
     """
 
     def __init__(
-        self, encoder: Any, planner: KinematicPlanner, seconds: float, plan: PlanKind = "mean", certain: float = 0.75
+        self, encoder: Any, planner: KinematicPlanner, seconds: float, plan: PlanKind = "bank", certain: float = 0.75
     ) -> None:
         self.encoder, self.planner, self.seconds, self.plan, self.certain = encoder, planner, seconds, plan, certain
 
@@ -226,7 +246,7 @@ class PlannedSentences:
         tokens, lengths = self.encoder.encode(texts)
         if self.plan == "bank":
             rows = [
-                self.planner.propose(tokens[i : i + 1, :n], torch.tensor([n]), self.seconds, 1, seed=0, nearest=1)
+                self.planner.agree(tokens[i : i + 1, :n], torch.tensor([n]), self.seconds, certain=self.certain)
                 for i, n in enumerate(map(int, lengths))
             ]
             values, mask = (torch.cat([row[k] for row in rows]) for k in (0, 1))

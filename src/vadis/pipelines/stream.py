@@ -46,13 +46,15 @@ class StreamConfig:
     temperature: float = Field(default=1.0, ge=0)
     keep: int | None = Field(default=None, ge=0)
     """Latents of history that stay when the text changes or a row is full; null: half a row."""
+    max_step: float | None = Field(default=None, gt=0)
+    """Largest distance between latents of a stream for the first four after a change of text, against jumps; null: any."""
     min_latents: int = Field(default=11, ge=1)
     """A text's motion does not end before (published: 11)."""
     stop_threshold: float | None = Field(default=None, ge=0)
     """Distance to the end latent at which it ends; null: the generator's."""
     max_seconds: float = Field(default=10.0, gt=0)
     """Of a call that names no length."""
-    plan: PlanKind = "mean"
+    plan: PlanKind = "bank"
     """With a planner: what conditions the generator beside the sentence, see `PlannedSentences`."""
     plan_seconds: float = Field(default=4.0, gt=0)
     certain: float = Field(default=0.75, gt=0)
@@ -118,7 +120,7 @@ class MotionStream:
         self._lock, self._running = threading.Lock(), threading.Event()
         self._running.set()
         null = pipeline.sentence("") if c.guidance_scale != 1 else None
-        names = ("guidance_scale", "sampler", "steps", "temperature", "keep")
+        names = ("guidance_scale", "sampler", "steps", "temperature", "keep", "max_step")
         self._rows = pipeline.generator.streams(1, null_text=null, **{name: getattr(c, name) for name in names})
         self.reset(seed, history)
 
