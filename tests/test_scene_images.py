@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from vadis.errors import FileError, ModelError, VadisError
-from vadis.generators.scene_images import Prompt, ScenePacker, VisionFacts, collate, load_image
+from vadis.generators.scene_images import load_image
+from vadis.generators.scene_prompts import Prompt, ScenePacker, VisionFacts, collate
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("transformers")

@@ -20,7 +20,7 @@ from vadis.data.corpus import Corpus
 from vadis.data.swift_rows import read_rows
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionvla import IGNORED, MotionVLA
-from vadis.generators.scene_images import MAX_VISUAL_TOKENS, Prompt, ScenePacker, collate
+from vadis.generators.scene_prompts import MAX_VISUAL_TOKENS, Prompt, ScenePacker, collate
 from vadis.training.config import STRICT, Recipe
 from vadis.training.language_loss import Places, places
 from vadis.training.language_model import LanguageModel, LanguageModelConfig, build_language_model
