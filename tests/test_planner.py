@@ -122,6 +122,7 @@ def test_what_matching_plans_have_in_common():
     bank = 3.0 * torch.randn(40, planner.config.rows, len(ATTRIBUTES), generator=torch.Generator().manual_seed(0))
     bank[..., 0] = 0.5
     planner.bank.copy_(bank)
+    planner.log_temperature.data.fill_(-5.0)  # all of them match alike
     text, lengths = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([3])
     values, told = planner.eval().agree(text, lengths, 2.0, nearest=30, certain=0.5)
     assert values.shape == told.shape == (1, planner.config.rows, len(ATTRIBUTES))
