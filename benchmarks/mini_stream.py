@@ -1,6 +1,6 @@
 """What the bundled streaming model obeys, how it moves, and what happens where the text changes.
 
-    python benchmarks/mini_stream.py [--model vadis-mini-stream] [--corpus corpora/mini] [--seeds 3] [--out FILE.json]
+    python benchmarks/mini_stream.py [--model vadis-mini-stream] [--corpus corpora/mini] [--seeds 3] [--streams 2] [--out FILE.json]
 
 Simple prompts are judged by the predicates of `prompt_physics.py`; jitter and foot slide are ratios to real clips with
 --corpus. Seams: the text changes every 3 s for 60 s; joint speed, jerk and root steps there against the rest of the same
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,18 @@ CHANGES = (
 SECONDS, TIMES = 3.0, 20  # a text's time, and how many follow each other
 
 
-def stream_motion(pipe: Any, seed: int) -> tuple[Motion, list[int]]:
-    """A minute of motion whose text changes every three seconds, and the frames where it does."""
+def stream_motion(pipe: Any, seed: int) -> tuple[Motion, list[int], torch.Tensor]:
+    """A minute of motion whose text changes every three seconds, the frames where it does, and the latents' steps."""
     per = pipe.tokenizer.frames_per_token
     latents = round(SECONDS * pipe.tokenizer.fps / per)
     stream, pieces = pipe.stream(seed=seed), []
     for k in range(TIMES):
         stream.push_text(CHANGES[k % len(CHANGES)])
-        pieces += [stream.next_frames().motion for _ in range(latents)]
-    root, rotations = (torch.cat([getattr(p, name) for p in pieces]) for name in ("root", "rotations"))
-    return Motion(pieces[0].skeleton, root, rotations, pieces[0].fps), [k * latents * per for k in range(1, TIMES)]
+        pieces += [stream.next_frames() for _ in range(latents)]
+    root, rotations = (torch.cat([getattr(p.motion, name) for p in pieces]) for name in ("root", "rotations"))
+    steps = torch.diff(torch.stack([p.latent for p in pieces]), dim=0).norm(dim=-1)
+    motion = Motion(pieces[0].motion.skeleton, root, rotations, pieces[0].motion.fps)
+    return motion, [k * latents * per for k in range(1, TIMES)], steps
 
 
 def seams(motion: Motion, frames: list[int]) -> dict[str, float]:
@@ -86,10 +89,14 @@ def main() -> None:
     parser.add_argument("--set", choices=("simple", "test", "dev"), default="simple")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=2)
+    parser.add_argument(
+        "--config", default="{}", help='settings instead of the model\'s, such as {"keep": 10, "max_step": 5}'
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipe = vadis.load(options.model)
+    pipe.config = replace(pipe.config, **json.loads(options.config))
     prompts = {"simple": SIMPLE, "test": physics.TEST, "dev": physics.DEV}[options.set]
     result: dict[str, Any] = physics.judge(
         options.model, lambda p, s: pipe(p.text, seconds=p.seconds, seed=s).motion, prompts, options.seeds
@@ -102,8 +109,12 @@ def main() -> None:
         real = [rep.decode(clip.features) for clip in corpus.subset("val") if len(clip.features) > 30]
         result["jitter_ratio"] = result["jitter"] / float(torch.tensor([physics.jitter(m) for m in real]).median())
         result["slide_ratio"] = result["foot_slide"] / float(torch.tensor([physics.foot_slide(m) for m in real]).mean())
-    runs = [seams(*stream_motion(pipe, seed)) for seed in range(options.streams)]
+    made = [stream_motion(pipe, seed) for seed in range(options.streams)]
+    runs = [seams(motion, frames) for motion, frames, _ in made]
     result["seams"] = {name: round(max(run[name] for run in runs), 3) for name in runs[0]} if runs else {}
+    if made:  # what `max_step` of the settings may be chosen by
+        steps = torch.cat([steps for *_, steps in made])
+        result["latent_step"] = {f"p{100 * q:g}": round(float(steps.quantile(q)), 2) for q in (0.5, 0.9, 0.99)}
     print(json.dumps(result, indent=1))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ class Rows:
         self.pipeline, c = pipeline, pipeline.config
         RunningRoot(pipeline.tokenizer.representation)  # refuses what can't be placed piece by piece
         null = pipeline.sentence("") if c.guidance_scale != 1 else None
-        names = ("guidance_scale", "sampler", "steps", "temperature", "keep")
+        names = ("guidance_scale", "sampler", "steps", "temperature", "keep", "max_step")
         self.latents = pipeline.generator.streams(rows, null_text=null, **{name: getattr(c, name) for name in names})
         self.decoder = pipeline.tokenizer.stream_decoder(rows)
         reach = pipeline.generator.config.stop_threshold if c.stop_threshold is None else c.stop_threshold
