@@ -339,7 +339,7 @@ def test_what_is_exported_is_what_was_trained_and_merges(recipe, motion_tokenize
     assert len(text) == len(task.model.text_tokenizer)
 
 
-def test_packed_half_precision_and_checkpointing_train(recipe):
+def test_packed_half_precision_and_checkpointing_train(recipe, motion_tokenizer):
     settings = ["data.packing=true", "data.max_tokens=160", "precision=bf16", "model.half_base=true",
                 "model.checkpointing=true", "steps=2"]  # fmt: skip
     folder = train(recipe, settings).parent
@@ -348,6 +348,10 @@ def test_packed_half_precision_and_checkpointing_train(recipe):
     assert all(0 < loss < 20 for loss in losses)
     stored = load_file(folder / "checkpoint" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float32}
+    loaded, _, vocabulary = load_language_model(folder / "model", motion_tokenizer)
+    rows = load_file(folder / "model" / "new_rows.safetensors")["embedding"]
+    table = loaded.get_input_embeddings().weight[vocabulary.new_ids()]
+    torch.testing.assert_close(table.float(), rows.float(), rtol=0.01, atol=0.01)
 
 
 def test_a_model_that_sees_is_adapted_where_it_reads_text(motion_tokenizer):
