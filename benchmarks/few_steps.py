@@ -28,7 +28,6 @@ from torch import Tensor
 import vadis
 from vadis.generators.text import MiniLMEncoder
 from vadis.metrics.distribution import frechet_distance, gaussian
-from vadis.pipelines.stream import MotionStreamPipeline
 from vadis.training.pairs import Pairs
 from vadis.training.tasks import load_recipe
 
@@ -99,9 +98,8 @@ class Measure:
 
 def generated(pipe: Any, texts: list[str], real: list[Tensor], sampler: Any, steps: int, seed: int) -> list[Tensor]:
     """Features of a motion for each caption, as long as the real one."""
-    config = replace(pipe.config, sampler=sampler, steps=None if sampler == "ancestral" else steps)
-    other = MotionStreamPipeline(pipe.tokenizer, pipe.generator, pipe.text_encoder, config)
-    return other(texts, seconds=[len(clip) / pipe.tokenizer.fps for clip in real], seed=seed).features
+    pipe.config = replace(pipe.config, sampler=sampler, steps=None if sampler == "ancestral" else steps)
+    return pipe(texts, seconds=[len(clip) / pipe.tokenizer.fps for clip in real], seed=seed).features
 
 
 def main() -> None:
