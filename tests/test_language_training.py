@@ -354,6 +354,23 @@ def test_packed_half_precision_and_checkpointing_train(recipe, motion_tokenizer)
     torch.testing.assert_close(table.float(), rows.float(), rtol=0.01, atol=0.01)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_low_rank_additions_reach_every_linear_layer_and_begin_at_nothing(name, motion_tokenizer):
+    model, text, vocabulary = with_vocabulary(name, motion_tokenizer)
+    batch = tensors(pad_rows(items(vocabulary, text)))
+    expected = model(input_ids=batch["input_ids"]).logits
+    layers = linear_layers(model, vision=False)
+    built = build_language_model(LanguageModelConfig("unused", name, lora=LoRAConfig(r=2, alpha=4)), motion_tokenizer)
+    additions = {
+        key.split("base_model.model.")[-1].split(".lora_A")[0] for key in built.state_dict() if ".lora_A" in key
+    }
+    assert additions == set(layers)
+    assert all(".lora_" in key or key.endswith(".rows") for key in built.state_dict())
+    torch.testing.assert_close(built.plain(input_ids=batch["input_ids"]).logits, expected, rtol=1e-5, atol=1e-5)
+    places(built, batch, True).losses.mean().backward()
+    assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
+
+
 def test_a_model_that_sees_is_adapted_where_it_reads_text(motion_tokenizer):
     config = LanguageModelConfig("unused", "tiny-qwen3_5-vision", lora=LoRAConfig(r=2, alpha=4))
     built = build_language_model(config, motion_tokenizer)
