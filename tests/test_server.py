@@ -235,6 +235,24 @@ def test_limits(pipe: MotionStreamPipeline) -> None:
         assert eventually(lambda: httpx.get(f"{served.http}/health").status_code == 200)
 
 
+def test_a_request_that_a_busy_server_has_not_read_yet_keeps_its_place(pipe: MotionStreamPipeline) -> None:
+    with serving({"tiny": pipe}, max_connections=4) as served:
+        loop, address = served.server.servers[0].get_loop(), ("127.0.0.1", served.port)
+        first = [socket.create_connection(address) for _ in range(4)]
+        time.sleep(0.7)  # long enough to have to give way
+        loop.call_soon_threadsafe(time.sleep, 0.5)
+        time.sleep(0.1)
+        for sock in first[:2]:
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        later = [socket.create_connection(address) for _ in range(4)]
+        for sock in first[:2]:
+            sock.settimeout(30)
+            assert sock.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        assert all(b"503 Service Unavailable" in _first_bytes(sock) for sock in first[2:])
+        for sock in first + later:
+            sock.close()
+
+
 def test_token_host_and_origin(pipe: MotionStreamPipeline) -> None:
     with serving({"tiny": pipe}, token="secret", origins=("https://example.org",)) as served:
         assert httpx.get(f"{served.http}/health").status_code == 200
