@@ -442,3 +442,25 @@ class TestBelongingTogether:
         save_language_model(tmp_path / "lm", adapted, lm.text_tokenizer, lm.vocabulary)
         merged = MotionLM.from_pretrained(tmp_path / "lm", lm.motion_tokenizer)
         assert torch.equal(around.generate(SENTENCES[0], steps=9)[0][0], merged.generate(SENTENCES[0], steps=9)[0][0])
+
+
+@pytest.mark.slow
+def test_smollm2_writes_and_reads_motion() -> None:
+    pytest.importorskip("gguf")
+    from vadis.errors import MissingExtra
+    from vadis.generators.backbones import load_backbone, smollm2_file
+    from vadis.generators.motion_vocabulary import extend
+
+    try:
+        smollm2_file()
+    except MissingExtra as missing:
+        pytest.skip(str(missing))
+    tokenizer = motion_tokenizer("vq")
+    model, text = load_backbone("smollm2-135m")
+    lm = MotionLM(model, text, extend(model, text, MotionLayout.of(tokenizer), tokenizer), tokenizer)
+    assert lm.causal.separable and lm.causal.context == 8192
+    together, _ = lm.generate(SENTENCES[:2], steps=[5, 8])
+    for sentence, tokens in zip(SENTENCES, together, strict=False):
+        assert torch.equal(lm.generate(sentence, steps=len(tokens))[0][0], tokens)
+    said = lm.caption(together, max_tokens=6)
+    assert all(said) and not any("<" in sentence for sentence in said)
