@@ -1,6 +1,6 @@
 """Does MotionVLA use the picture? A small Qwen3.5 is trained on a scene corpus and asked to walk to coloured things.
 
-    vadis data scenes CORPUS SCENES
+    vadis data scenes CORPUS SCENES --rooms 800 --walk 1 --around 0 --turn 0 --sit 0
     python benchmarks/motionvla_scenes.py --scenes SCENES --bodies CORPUS --tokenizer TOKENIZER --run RUN
 
 Stages, each taken up again where it was left: pictures of random rooms; the vision tower learns where things stand; the
@@ -297,7 +297,9 @@ def judge(vla: MotionVLA, eyes: Eyes, rows: list[Row], settings: dict[str, Any],
                 arrival = walks_to(rep.decode(vla.features(ids, row.frames)), row.place)
                 errors.append(math.degrees(arrival.direction_error))
                 lefts.append(arrival.distance_left)
-        table[name] = summary(np.array(errors), np.array(lefts))
+        table[name] = summary(np.array(errors), np.array(lefts)) | {
+            "by_direction": by_direction(np.array(errors), rows)
+        }
         print(name, table[name], flush=True)
     return table
 
@@ -315,6 +317,16 @@ def summary(errors: NDArray[np.float64], lefts: NDArray[np.float64]) -> dict[str
     }
 
 
+def by_direction(errors: NDArray[np.float64], rows: list[Row]) -> dict[str, str]:
+    """Hits of targets ahead, aside and behind, in degrees from straight ahead."""
+    angles = np.array([abs(math.degrees(math.atan2(row.place[1], row.place[0]))) for row in rows])
+    found = {}
+    for low, high in ((0, 45), (45, 90), (90, 180)):
+        inside = (angles >= low) & (angles < high)
+        found[f"{low}-{high}"] = f"{int((errors[inside] < 30).sum())} of {int(inside.sum())}"
+    return found
+
+
 def ceiling(tokenizer: Any, corpus: Corpus, rows: list[Row]) -> dict[str, float]:
     """The same figures of the recorded walks after the tokenizer: nothing better can be generated."""
     rep = representation(corpus.representation)
@@ -330,9 +342,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("scenes", "bodies", "tokenizer", "run"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--pictures", type=int, default=2400)
     parser.add_argument(
-        "--minutes", type=float, nargs=4, default=(10, 4, 4, 18), help="pictures, sight, words, motions"
+        "--minutes", type=float, nargs=4, default=(10, 1.5, 2.5, 8), help="pictures, sight, words, motions"
     )
     parser.add_argument("--levels", type=int, default=1, help="levels of a residual tokenizer that are used; 0: all")
     parser.add_argument("--batch", type=int, default=24)

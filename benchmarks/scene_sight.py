@@ -64,7 +64,7 @@ def random_room(rng: random.Random, size: tuple[int, int]) -> tuple[list[Thing],
     for colour in colours:
         for _ in range(30):
             shape = rng.choice(list(SIZES) if colour != "grey" else ["box", "cylinder"])
-            thing = somewhere(rng, shape, colour, (-0.3, look.front - 1, look.side - 0.7))
+            thing = somewhere(rng, shape, colour, look.front - 1, look.side - 0.7)
             column, row = Camera().project(np.array([[*thing.place, thing.half_height]]), *size)[0]
             seen = 4 < column < size[0] - 4 and 4 < row < size[1] - 2
             if seen and thing.distance > 0.9 and all(thing.apart_from(other) for other in things):
