@@ -1,9 +1,7 @@
 """The process around the application: uvicorn, with a limit on connections and no patience for silent ones."""
 
 import asyncio
-import itertools
 import json
-import selectors
 import socket
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -22,8 +20,6 @@ PATIENCE_SECONDS = 0.5
 """With a silent connection before another may take its place."""
 MAX_LINGERING = 128
 """Refused connections that are kept for a second."""
-MAX_ASKED = 16
-"""Silent connections that are looked at for one to give way."""
 SEND_BUFFER_BYTES = 65536
 FAREWELL_SECONDS = 3.0
 """For a stuck reader to take its last bytes when the server stops."""
@@ -56,8 +52,7 @@ def make_server(
     class Http(H11Protocol):
         """Keeps to the limit of connections and closes those that say nothing or stop in the middle.
 
-        A new connection takes the place of the oldest that has not asked for anything yet; without one it is refused. What
-        has arrived counts, though a busy server may not have read it yet.
+        A new connection takes the place of the oldest that has not asked for anything yet; without one it is refused.
         """
 
         silent: ClassVar[dict["Http", float]] = {}
@@ -66,9 +61,8 @@ def make_server(
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             if len(self.connections) >= limit:
-                waited = (c for c, since in Http.silent.items() if self.loop.time() - since >= PATIENCE_SECONDS)
-                oldest = next((c for c in itertools.islice(waited, MAX_ASKED) if not _readable(c.transport)), None)
-                if oldest is None:
+                oldest, since = next(iter(Http.silent.items()), (None, 0.0))
+                if oldest is None or self.loop.time() - since < PATIENCE_SECONDS:
                     self._refuse(transport)
                     return
                 oldest._give_way()
@@ -155,16 +149,6 @@ def make_server(
         h11_max_incomplete_event_size=32768,
     )
     return uvicorn.Server(config)
-
-
-def _readable(transport: asyncio.BaseTransport) -> bool:
-    """Whether bytes have arrived that were not read yet."""
-    connection = transport.get_extra_info("socket")
-    if connection is None or connection.fileno() < 0:
-        return False
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection.fileno(), selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 def _raise_file_limit(wanted: int) -> None:
