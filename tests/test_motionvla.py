@@ -194,6 +194,49 @@ def test_other_tokenizers(walk: Any) -> None:
         vla.preview([1, 2], 10)
 
 
+def small_relative(family: str) -> tuple[Any, Any]:
+    """A tiny random model of another family of Qwen."""
+    import transformers
+
+    from vadis.generators.backbones import tiny_tokenizer
+
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    text = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, rope_parameters=rope)  # fmt: skip
+    vision: dict[str, Any] = dict(depth=2, num_heads=4, spatial_merge_size=2, temporal_patch_size=2)
+    vision |= {
+        "Qwen3VL": dict(hidden_size=32, intermediate_size=64, patch_size=16, out_hidden_size=64, num_position_embeddings=64,
+                        deepstack_visual_indexes=[0]),
+        "Qwen2_5_VL": dict(hidden_size=32, intermediate_size=64, patch_size=14, out_hidden_size=64,
+                           fullatt_block_indexes=[1], window_size=112),
+        "Qwen2VL": dict(embed_dim=32, hidden_size=64, patch_size=14, mlp_ratio=2),
+    }[family]  # fmt: skip
+    words = tiny_tokenizer()
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad", "vision_start_token_id": "vision_start",
+             "vision_end_token_id": "vision_end"}  # fmt: skip
+    ids = {key: words.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+    config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision, **ids)
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForConditionalGeneration")(config).eval(), words
+
+
+@pytest.mark.parametrize("family", ["Qwen3VL", "Qwen2_5_VL", "Qwen2VL"])
+def test_other_families(dsft: DSFTTokenizer, family: str) -> None:
+    vla = MotionVLA.build(*small_relative(family), dsft)
+    prompts = [vla.prompt("walk", room(0)), vla.prompt("sit down")]
+    first, second = vla.generate(prompts, 20, seed=0)
+    assert vla.features(first, 20).shape == vla.features(second, 20).shape == (20, 276)
+    states, *_ = vla._begin(prompts)
+    vla.model.model.rope_deltas = None
+    with torch.no_grad():
+        alone = vla.model(**vla.batch(prompts[:1])).logits[0, -1]
+    assert torch.allclose(vla.backbone.logits(states[0]), alone, atol=1e-5)
+    assert (last_logits(vla, vla.prompt("walk", room(1))) - alone).abs().max() > 1e-5
+    if family == "Qwen3VL":
+        with pytest.raises(ModelError, match="deeper layers"):
+            vla.backbone.look(prompts[0])
+
+
 # ---- what can be wrong
 
 

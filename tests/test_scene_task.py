@@ -21,7 +21,7 @@ Image = pytest.importorskip("PIL.Image")
 from vadis.generators.motionvla import MotionVLA  # noqa: E402
 from vadis.training import train  # noqa: E402
 from vadis.training.scene_task import SceneTask  # noqa: E402
-from vadis.training.tasks import load_recipe  # noqa: E402
+from vadis.training.tasks import load_phases  # noqa: E402
 
 
 def clips(count: int) -> list[torch.Tensor]:
@@ -54,15 +54,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(work: Path, **changes: Any) -> list[str]:
     base: dict[str, Any] = {
-        "run": work / "run", "steps": 60, "data.rows": work / "rows.jsonl", "data.batch": 4, "data.max_visual_tokens": 4,
+        "run": work / "run", "data.rows": work / "rows.jsonl", "data.batch": 4, "data.max_visual_tokens": 4,
         "data.corpus": "null", "model.tokenizer": work / "dsft", "model.backbone": "tiny-qwen3_5-vision",
-        "model.checkpointing": "false", "accumulate": 1, "precision": "fp32", "optimizer.lr": 0.02, "log_every": 5,
-        "validate_every": 60, "validation_batches": 1, "device": "cpu",
+        "model.checkpointing": "false", "accumulate": 1, "precision": "fp32", "log_every": 5, "validate_every": 60,
+        "validation_batches": 1, "device": "cpu",
     }  # fmt: skip
     return [f"{k}={v}" for k, v in (base | changes).items()]
 
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "motionvla-scenes.yaml"
 
 
 @pytest.mark.slow
@@ -73,21 +73,24 @@ def test_both_phases(work: Path) -> None:
     from vadis.generators.backbones import load_backbone
 
     before, _ = load_backbone("tiny-qwen3_5-vision")
-    first = train(RECIPES / "motionvla-phase1.yaml", recipe(work))
-    lines = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
+    own = {
+        "phases.rows.steps": 60,
+        "phases.rows.optimizer.lr": 0.02,
+        "phases.lora.steps": 12,
+        "phases.lora.optimizer.lr": 0.003,
+    }
+    last = train(RECIPE, recipe(work, **own))
+    lines = [json.loads(line) for line in (work / "run" / "rows" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.5 * losses[0]
     assert {"validation/loss", "validation/loss_shuffled_images", "validation/loss_without_images"} <= set(lines[-1])
-    vla = MotionVLA.load(first, DSFTTokenizer.load(work / "dsft"))
+    vla = MotionVLA.load(work / "run" / "rows" / "model", DSFTTokenizer.load(work / "dsft"))
     state = vla.model.state_dict()
     text = vla.vocabulary.text_mask()
     for name, value in before.state_dict().items():
         kept = text[: len(value)] if "embed_tokens" in name or "lm_head" in name else slice(None)
         assert torch.equal(state[name][: len(value)][kept], value[kept]), name
-    again = recipe(work, **{"run": work / "run2", "steps": 12, "model.start": first, "optimizer.lr": 0.003})
-    again = [line for line in again if not line.startswith("model.backbone")]
-    second = train(RECIPES / "motionvla-phase2.yaml", again)
-    vla = MotionVLA.load(second, DSFTTokenizer.load(work / "dsft"))
+    vla = MotionVLA.load(last, DSFTTokenizer.load(work / "dsft"))
     names = [name for name, p in vla.model.named_parameters() if "lora_" in name and float(p.abs().sum()) > 0]
     assert names and not any("visual" in name for name in names)
     assert vla.packer.max_visual_tokens == 4
@@ -97,7 +100,7 @@ def test_both_phases(work: Path) -> None:
 
 
 def task(work: Path, *lines: str) -> SceneTask:
-    return SceneTask(load_recipe(RECIPES / "motionvla-phase1.yaml", [*recipe(work), *lines]))  # type: ignore[arg-type]
+    return SceneTask(load_phases(RECIPE, [*recipe(work), *lines])[0])  # type: ignore[arg-type]
 
 
 def test_batches(work: Path) -> None:
