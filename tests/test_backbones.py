@@ -1,6 +1,7 @@
 """Backbones of motion language models: tiny random ones, and SmolLM2-135M for real where its package is installed."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from vadis.errors import FileError, MissingExtra, ModelError
 from vadis.generators import backbones
 from vadis.generators.backbones import SMOLLM2, load_backbone, smollm2_folder, tiny_tokenizer
+from vadis.generators.gguf_llama import read_llama
 from vadis.generators.motion_layout import MotionLayout
 from vadis.generators.motion_vocabulary import (
     MotionTokenizerFacts,
@@ -132,6 +134,77 @@ def test_a_file_that_can_not_be_unpacked_leaves_nothing(monkeypatch: pytest.Monk
     with pytest.raises(FileError, match="can't be unpacked"):
         load_backbone(SMOLLM2)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def small_file(path: Path, pre: str = "smollm") -> None:
+    """A Llama of two layers as SmolLM2 is packed: 32 wide, two heads, one of keys; some matrices in eight bits."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    tokenizer, noise = tiny_tokenizer(), torch.Generator().manual_seed(0)
+    page = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    names = sorted(page["vocab"], key=page["vocab"].get)
+    for name, value in [
+        ("context_length", 256),
+        ("embedding_length", 32),
+        ("feed_forward_length", 64),
+        ("block_count", 2),
+    ]:
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(names)
+    writer.add_token_types([3 if i < 7 else 1 for i in range(len(names))])
+    writer.add_token_merges([" ".join(pair) for pair in page["merges"]])
+    for kind, value in (("bos", 1), ("eos", 2), ("unk", 0), ("pad", 2)):
+        getattr(writer, f"add_{kind}_token_id")(value)
+    writer.add_chat_template(tokenizer.chat_template)
+    shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (64, 32),
+              "ffn_up": (64, 32), "ffn_down": (32, 64), "attn_norm": (32,), "ffn_norm": (32,)}  # fmt: skip
+    tensors = {f"blk.{i}.{name}": shape for i in range(2) for name, shape in shapes.items()}
+    for name, shape in ({"token_embd": (len(names), 32), "output_norm": (32,)} | tensors).items():
+        value = torch.randn(shape, generator=noise).numpy()
+        if len(shape) == 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(f"{name}.weight", gguf.quantize(value, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_packed_file_is_read_as_transformers_reads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from transformers import AutoModelForCausalLM
+
+    small_file(tmp_path / "small.gguf")
+    monkeypatch.setenv("VADIS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "smollm2_file", lambda: tmp_path / "small.gguf")
+    model, tokenizer = load_backbone(SMOLLM2)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf", dtype=torch.float32).eval()
+    ids = torch.tensor([tokenizer.encode("a person walks 12 steps")])
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, theirs(input_ids=ids).logits)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tokenizer.tokenize("in 120") == ["in", "\u0120", "1", "2", "0"]
+    assert tokenizer.encode("<|im_end|>") == [2] and tokenizer.chat_template == tiny_tokenizer().chat_template
+    monkeypatch.setattr(backbones, "smollm2_file", lambda: pytest.fail("the cache was not used"))
+    monkeypatch.setattr(backbones, "smollm2_folder", lambda: next((tmp_path / "cache").iterdir()))
+    assert torch.equal(load_backbone(SMOLLM2)[0].lm_head.weight, model.lm_head.weight)
+
+
+def test_other_packed_files_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    small_file(tmp_path / "other.gguf", pre="default")
+    with pytest.raises(FileError, match="expected a llama"):
+        read_llama(tmp_path / "other.gguf")
 
 
 # ---- SmolLM2 for real

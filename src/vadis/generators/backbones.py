@@ -7,7 +7,7 @@
     a folder, owner/name on the Hub
                     any causal language model of transformers
 
-A quantised file takes a minute to unpack, so the result is kept as safetensors in the user's cache.
+A quantised file takes a while to unpack, so the result is kept as safetensors in the user's cache.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from vadis.errors import FileError, MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder
 
 SMOLLM2 = "smollm2-135m"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 TINY_ROWS = 1024  # more than the tiny tokenizer has ids, as in many published models
 IMAGE_NAMES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *IMAGE_NAMES)
@@ -177,23 +177,11 @@ def smollm2_folder() -> Path:
 
 def _unpack(file: Path, folder: Path) -> None:
     """Write the model of a GGUF file, its weights as they are after unpacking, as a folder of transformers."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from vadis.generators.gguf_llama import read_llama
 
+    model, tokenizer = read_llama(file)
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        config = model.config
-        for name in ("quantization_config", "_model_name_or_path"):  # how it was packed, and the file's long title
-            vars(config).pop(name, None)
-        plain = type(model)(config)
-        plain.load_state_dict(model.state_dict())
-        plain.generation_config = model.generation_config
-        # SmolLM2 reads every digit by itself, which the conversion of the file loses
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        plain.save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     readable(folder)
 
