@@ -157,8 +157,20 @@ def test_the_description_holds(served: Served) -> None:
     """schemathesis makes requests of all kinds out of the OpenAPI description and checks every answer."""
     pytest.importorskip("schemathesis", reason="needs schemathesis")
     program = Path(sys.executable).parent / "schemathesis"
-    words = ["run", f"{served.http}/openapi.json", "--checks", "all", "-n", "25", "--no-color", "--phases"]
-    done = subprocess.run([program, *words, "coverage,fuzzing"], capture_output=True, text=True, timeout=500)
+    words = [
+        "run",
+        f"{served.http}/openapi.json",
+        "--checks",
+        "all",
+        "-n",
+        "25",
+        "--no-color",
+        "--request-timeout",
+        "60",
+    ]
+    done = subprocess.run(
+        [program, *words, "--phases", "coverage,fuzzing"], capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert "4 selected / 4 total" in done.stdout
 
