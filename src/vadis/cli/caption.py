@@ -1,4 +1,4 @@
-"""`vadis caption walk.bvh --model FOLDER`."""
+"""`vadis caption walk.bvh`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,13 +14,14 @@ from vadis.errors import ModelError, VadisError
 class Caption:
     """Say in words what a motion shows.
 
+    vadis caption walk.bvh
     vadis caption walk.bvh --model models/lm
     """
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE [FILE ...]")]
     """Motion files of any readable kind; they are retargeted and resampled as the model needs."""
-    model: str
-    """A folder or Hub id of a language model that reads motion."""
+    model: str = "vadis-mini-lm"
+    """A bundled name, folder or Hub id of a language model that reads motion."""
     count: int = 1
     """Sentences for each piece; above 1 they are drawn."""
     window: float | None = None
