@@ -58,7 +58,12 @@ def main() -> None:
         print(f"{text!r}  for  {references[0]!r}")
     own = sum(map(f1, made, said)) / len(made)
     others = [f1(text, said[j]) for i, text in enumerate(made) for j in range(len(said)) if j != i]
-    page = {"clips": len(made), "f1": round(own, 3), "shuffled": round(sum(others) / len(others), 3), "different": len(set(made))}
+    page = {
+        "clips": len(made),
+        "f1": round(own, 3),
+        "shuffled": round(sum(others) / len(others), 3),
+        "different": len(set(made)),
+    }
     print(json.dumps(page))
 
 

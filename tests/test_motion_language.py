@@ -251,3 +251,26 @@ class TestVerbs:
         procedural_walk(30).save(tmp_path / "walk.bvh")
         assert main(["caption", str(tmp_path / "walk.bvh"), "--model", "vadis-mini"]) == 2
         assert "does not read motion" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_bundled_model_moves_and_speaks() -> None:
+    """vadis-mini-lm with SmolLM2's real weights: exact length, the same motion for a seed, a sentence for it, under 40 MB."""
+    from vadis.errors import MissingExtra
+    from vadis.generators.backbones import smollm2_file
+
+    pytest.importorskip("gguf")
+    pytest.importorskip("peft")
+    try:
+        smollm2_file()
+    except MissingExtra as missing:
+        pytest.skip(str(missing))
+    folder = Path(vadis.__file__).parent / "models/vadis-mini-lm"
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 40e6
+    pipe = vadis.load("vadis-mini-lm")
+    made = pipe("a person walks forward", seconds=1.5, seed=3)
+    again = pipe("a person walks forward", seconds=1.5, seed=3)
+    assert made.motion.num_frames == 45 and bool(torch.isfinite(made.motion.positions).all())
+    assert torch.equal(made.tokens, again.tokens)
+    walked = pipe.caption(representation("ms272").encode(procedural_walk(120)))
+    assert "walk" in walked
