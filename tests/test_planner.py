@@ -118,7 +118,9 @@ def test_saved_and_loaded(trained, tmp_path):
 
 def test_what_matching_plans_have_in_common():
     """A bank of plans that agree on the first value only: it alone is told."""
-    planner = KinematicPlanner(KinematicPlannerConfig(text_dim=4, width=8, layers=1, heads=2, match_width=4, bank_size=40))
+    planner = KinematicPlanner(
+        KinematicPlannerConfig(text_dim=4, width=8, layers=1, heads=2, match_width=4, bank_size=40)
+    )
     bank = 3.0 * torch.randn(40, planner.config.rows, len(ATTRIBUTES), generator=torch.Generator().manual_seed(0))
     bank[..., 0] = 0.5
     planner.bank.copy_(bank)

@@ -112,7 +112,9 @@ class Generate:
     def _in_scene(self, pipe: Any, wanted: list[str]) -> list[Any]:
         """Motions of a MotionVLA pipeline, one after another."""
         if self.samples is not None or self.clean_feet is not None:
-            raise VadisError("a MotionVLA model makes one candidate and leaves feet alone: no --samples, no --clean-feet.")
+            raise VadisError(
+                "a MotionVLA model makes one candidate and leaves feet alone: no --samples, no --clean-feet."
+            )
         drawn = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
         return [
             pipe(text, image=self.image, seconds=self.seconds, seed=self.seed + i, **drawn).motion
