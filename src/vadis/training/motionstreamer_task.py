@@ -152,7 +152,7 @@ class MotionStreamerTask(Task):
         draws = torch.rand(len(rows), 5, generator=generator, dtype=torch.float64).tolist()
         items = [self._row(corpus, int(row), draw) for row, draw in zip(rows, draws, strict=True)]
         if self.planner is not None:
-            items = self._told(corpus, items, generator)
+            items = self._told(self.planner, corpus, items, generator)
         items.sort(key=lambda item: len(item[0]))
         start = data.batch * int(torch.randint(data.bucket, (), generator=generator))
         items = items[start : start + data.batch]
@@ -163,11 +163,13 @@ class MotionStreamerTask(Task):
             "text": torch.stack([item[2] for item in items]),
         }
 
-    def _told(self, corpus: LatentCorpus, items: list[Any], generator: torch.Generator) -> list[Any]:
+    def _told(
+        self, planner: Any, corpus: LatentCorpus, items: list[Any], generator: torch.Generator
+    ) -> list[Any]:
         """The rows with their plans after the sentence vectors, partly hidden and not exact."""
         data = self.recipe.data
         values = torch.from_numpy(np.stack([corpus.plans[item[3]] for item in items]))
-        values = self.planner.normalize_rows(values)
+        values = planner.normalize_rows(values)
         values = values + data.plan_noise * torch.randn(values.shape, generator=generator)
         rate = torch.rand(len(items), 1, generator=generator)
         mask = torch.rand(values.shape, generator=generator) >= rate
