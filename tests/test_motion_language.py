@@ -241,7 +241,7 @@ class TestVerbs:
 
     @pytest.mark.parametrize(("words", "message"), [
         (["--model", "vadis-mini"], "name a motion file"), (["a.bvh", "--model", "x", "--count", "0"], "--count must be"),
-        (["a.bvh"], "model"), (["a.bvh", "--model", "x", "--temperature", "nan"], "--temperature must be"),
+        (["a.bvh", "--model", "x"], "no model 'x'"), (["a.bvh", "--model", "x", "--temperature", "nan"], "--temperature must be"),
     ])  # fmt: skip
     def test_wrong_words(self, words, message, capsys):
         assert main(["caption", *words]) == 2
