@@ -210,6 +210,20 @@ class TestFiles:
             vadis.load(bundle).save_pretrained(tmp_path / "full")
 
 
+def test_a_server_makes_its_motions_too(pipe):
+    servers = pytest.importorskip("servers")
+    with servers.serving({"lm": pipe}, max_seconds=3.0) as served:
+        (page,) = servers.httpx.get(f"{served.http}/models").json()
+        assert (page["name"], page["streams"], page["text_encoder"]) == ("lm", False, None)
+        made = served.post(prompt=PROMPT, seconds=2.0, seed=5)
+        assert made.status_code == 200
+        assert torch.allclose(
+            torch.tensor(made.json()["root"]), pipe(PROMPT, seconds=2.0, seed=5).motion.root, atol=1e-5
+        )
+        assert served.post(prompt=PROMPT, seconds=9.0).status_code == 422
+        assert served.post(prompt=PROMPT, seconds=1.0, seed=1).status_code == 200
+
+
 class TestVerbs:
     def test_generate(self, bundle, tmp_path):
         words = ["generate", PROMPT, "--model", str(bundle), "--seconds", "1.5", "-o", str(tmp_path / "x.bvh")]

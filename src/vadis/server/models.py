@@ -29,7 +29,7 @@ class ModelPage(BaseModel):
     fps: float = Field(description="Frames a second.")
     frames_per_token: int = Field(description="Frames a token or latent; so many come at once in a stream.")
     representation: str
-    text_encoder: str
+    text_encoder: str | None = Field(description="Null for a language model, which reads text itself.")
 
 
 def _whole(value: Any) -> Any:
@@ -77,8 +77,14 @@ class Models:
         if not pipelines:
             raise VadisError("there is nothing to serve: name a model.")
         for name, pipeline in pipelines.items():
-            if not hasattr(pipeline, "text_encoder"):
-                raise ModelError(f"{name} holds a {type(pipeline).__name__}, which is one part of a model.")
+            if not (hasattr(pipeline, "generator") and hasattr(pipeline, "tokenizer")):
+                kind = type(pipeline).__name__
+                what = (
+                    "needs an image: ask it by `vadis generate --image`"
+                    if kind == "MotionVLAPipeline"
+                    else "is one part of a model"
+                )
+                raise ModelError(f"{name} holds a {kind}, which {what}.")
         self.pipelines = dict(pipelines)
         self.streaming = [name for name, p in pipelines.items() if hasattr(p.generator, "streams")]
         self._texts = threading.Lock()
@@ -86,7 +92,7 @@ class Models:
     def warm(self) -> None:
         """Load the text encoders, so that the first request need not wait. Raises what their loading raises."""
         for name in self.pipelines:
-            self.pipelines[name].text_encoder  # noqa: B018 - loaded when first asked for
+            getattr(self.pipelines[name], "text_encoder", None)  # loaded when first asked for
             if name in self.streaming:
                 self.sentence(name, "")
 
@@ -104,7 +110,7 @@ class Models:
                 fps=float(p.tokenizer.fps),
                 frames_per_token=int(p.tokenizer.frames_per_token),
                 representation=p.tokenizer.representation,
-                text_encoder=p.config.text_encoder,
+                text_encoder=getattr(p.config, "text_encoder", None),
             )
             for name, p in self.pipelines.items()
         ]

@@ -163,9 +163,7 @@ class MotionStreamerTask(Task):
             "text": torch.stack([item[2] for item in items]),
         }
 
-    def _told(
-        self, planner: Any, corpus: LatentCorpus, items: list[Any], generator: torch.Generator
-    ) -> list[Any]:
+    def _told(self, planner: Any, corpus: LatentCorpus, items: list[Any], generator: torch.Generator) -> list[Any]:
         """The rows with their plans after the sentence vectors, partly hidden and not exact."""
         data = self.recipe.data
         values = torch.from_numpy(np.stack([corpus.plans[item[3]] for item in items]))
