@@ -48,12 +48,15 @@ def main() -> None:
     parser.add_argument(
         "--head", choices=["float32", "bfloat16", "int8"], default="float32", help="precision of the head"
     )
+    parser.add_argument("--compile", action="store_true", help="compile the head's network")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model, tokenizer = MotionStreamer().eval(), CausalTAE().eval()
     model.head.lower_precision(options.head)
+    if options.compile:
+        model.head.compile_steps()
     results = {}
     for rows in options.rows:
         for name, (sampler, steps) in SAMPLERS.items():

@@ -1,6 +1,7 @@
 """The latent generator by itself: caches, rows, samplers, sliding history, loss, precision, errors."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -195,6 +196,14 @@ def test_samplers_draw_from_the_distribution_that_the_head_knows(sampler: str, s
     assert drawn.std().item() == pytest.approx(0.4, rel=0.15)
 
 
+def test_the_ancestral_sampler_may_leave_out_the_first_steps() -> None:
+    head, state, noise = tiny().head, torch.randn(2, 16), torch.randn(2, 51, 4)
+    assert head.schedule.times("ancestral", 48) == list(range(48))[::-1]
+    assert head.schedule.times("ancestral") == head.schedule.times("ancestral", 50) == list(range(50))[::-1]
+    assert head.sample(state, noise, steps=48).isfinite().all()
+    assert not torch.allclose(head.sample(state, noise, steps=48), head.sample(state, noise))
+
+
 def test_more_steps_come_nearer_and_the_second_order_solver_sooner() -> None:
     head = _Gaussian(mean=-0.7, deviation=0.3)
     noise = torch.linspace(-2, 2, 41)[:, None, None]
@@ -271,6 +280,16 @@ def test_saved_and_loaded_again_it_is_the_same(tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_steps_draw_the_same() -> None:
+    plain, fast = tiny(), tiny()
+    fast.head.compile_steps()
+    state, noise = torch.randn(4, plain.config.n_embd), torch.randn(2, 51, plain.config.latent_dim)
+    for options in ({"sampler": "dpm", "steps": 4}, {"sampler": "ancestral"}):
+        a, b = (m.head.sample(state, noise, guidance_scale=3.0, **options) for m in (plain, fast))
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("int8", 0.1)])
 def test_lower_precision_stays_close(precision: str, tolerance: float) -> None:
     exact, lower = tiny(), tiny()
@@ -297,7 +316,9 @@ def test_errors_say_what_to_do(model: MotionStreamer) -> None:
         model.generate(TEXT[:1], history=torch.zeros(1, 3, 6), **OPTIONS)
     with pytest.raises(VadisError, match="history holds values that are not finite"):
         model.generate(TEXT[:1], history=torch.full((1, 3, 4), math.nan), **OPTIONS)
-    with pytest.raises(VadisError, match="ancestral sampler takes all 50 steps; for 10 use dpm or ddim"):
+    with pytest.raises(
+        VadisError, match="ancestral sampler takes all 50 steps, or the last 48 and more; for 10 use dpm"
+    ):
         model.generate(TEXT, null_text=NULL, sampler="ancestral", steps=10)
     with pytest.raises(VadisError, match="unknown sampler 'euler'"):
         model.generate(TEXT, null_text=NULL, sampler="euler")
