@@ -68,6 +68,8 @@ class Recipe:
     accumulate: int = Field(default=1, ge=1)
     """Batches a step on every process."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    shard: bool = False
+    """Split weights, gradients and optimiser state over the processes (FSDP2), for models too large for one GPU."""
     device: Literal["auto", "cpu"] = "auto"
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; null: torch decides."""

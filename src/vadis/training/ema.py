@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vadis.training.sharding import local, split_as, whole
+
 
 class EMA:
     """Average of the trained parameters in float32; buffers and frozen weights follow the model.
@@ -21,8 +23,9 @@ class EMA:
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step` (counted from 0)."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        weights = [p.float() for _, p in self._trained()]
-        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
+        weights = [local(p).float() for _, p in self._trained()]
+        shadow = [local(value) for value in self.shadow.values()]
+        torch._foreach_lerp_(shadow, weights, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -43,8 +46,9 @@ class EMA:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.contiguous() for name, value in self.shadow.items()}  # as files want them
+        """Whole tensors; where weights are split every process must ask."""
+        return {name: whole(value).contiguous() for name, value in self.shadow.items()}  # as files want them
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in self.shadow.items():
-            value.copy_(state[name])
+            value.copy_(split_as(state[name], value))

@@ -66,6 +66,7 @@ class LanguageTask(Task):
     """Next-token prediction on instructions of text and motion."""
 
     recipe_class = LanguageRecipe
+    can_shard = True
     model: LanguageModel
 
     def __init__(self, recipe: LanguageRecipe) -> None:

@@ -14,6 +14,8 @@ class Task:
     """The interface; `model` is trained and exported."""
 
     recipe_class: ClassVar[type[Recipe]] = Recipe
+    can_shard: ClassVar[bool] = False
+    """Whether `shard: true` works: the loss must call every block of the model by its forward pass."""
     model: nn.Module
 
     def __init__(self, recipe: Any) -> None:

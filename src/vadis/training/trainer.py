@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from vadis.errors import MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder, atomic_write
+from vadis.training import sharding
 from vadis.training.config import Recipe, as_dict
 from vadis.training.ema import EMA
 from vadis.training.report import Report, duration
@@ -72,10 +73,11 @@ class _Objective(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.model = task.model
-        self._loss = task.loss
+        self._loss, self._validate = task.loss, task.validate
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._loss(batch)
+    def forward(self, batch: dict[str, Tensor] | None) -> dict[str, Any]:
+        """Terms of a batch; without one, the task's validation, since split weights are at hand in a forward pass only."""
+        return self._validate() if batch is None else self._loss(batch)
 
 
 class Trainer:
@@ -100,16 +102,23 @@ class Trainer:
         self.accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=mixed)
         if (kind := str(self.accelerator.distributed_type)).split(".")[-1] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise VadisError(
-                f"accelerate is set up for {kind}, which splits the model: this trainer needs it whole on each GPU."
+                f"accelerate is set up for {kind}: set it up for plain data-parallel training, and split the weights by shard=true."
             )
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the initial weights, equal on every process
         np.random.seed(recipe.seed % 2**32)
         self.task = TASKS[recipe.task](recipe)
+        self.sharded = recipe.shard and self.accelerator.num_processes > 1
+        if recipe.shard and not self.task.can_shard:
+            raise VadisError(f"task {recipe.task} keeps its model whole: leave shard out.")
+        self.objective: Any = _Objective(self.task)
+        if self.sharded:
+            sharding.shard(self.objective, self.accelerator.device)
         groups = parameter_groups(self.task.model, recipe.optimizer)
         o = recipe.optimizer
-        self.optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-        self.objective, self.optimizer = self.accelerator.prepare(_Objective(self.task), self.optimizer)
+        self.optimizer: Any = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+        if not self.sharded:
+            self.objective, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         self.ema = EMA(self.task.model, recipe.ema) if recipe.ema else None
 
     def run(self) -> Path:
@@ -145,14 +154,14 @@ class Trainer:
                 torch.manual_seed(generator.initial_seed() ^ 0x5DEECE66D)  # dropout and the like, on every device
                 batch = {k: v.to(device, non_blocking=True) for k, v in self.task.batch(self.step, generator).items()}
                 last = micro == r.accumulate - 1
-                with nullcontext() if last else self.accelerator.no_sync(self.objective):
+                with self._synced(last):
                     terms = self.objective(batch)
                     self.accelerator.backward(terms["total"] / r.accumulate)
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value.detach().float() / r.accumulate
             if r.optimizer.clip:
-                norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), r.optimizer.clip)
-                sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + torch.as_tensor(norm).detach()
+                norm = self._clip(r.optimizer.clip)
+                sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + norm.detach()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if self.ema:
@@ -192,6 +201,22 @@ class Trainer:
         report.say(f"{ended} at step {self.step}; resume=auto continues.")
         return ended
 
+    @contextmanager
+    def _synced(self, last: bool) -> Iterator[None]:
+        """Around forward and backward of a batch: gradients are exchanged at the last one of a step."""
+        if self.sharded:
+            self.objective.set_requires_gradient_sync(last)
+            with self.accelerator.autocast():
+                yield
+        else:
+            with nullcontext() if last else self.accelerator.no_sync(self.objective):
+                yield
+
+    def _clip(self, most: float) -> Tensor:
+        if not self.sharded:
+            return torch.as_tensor(self.accelerator.clip_grad_norm_(self.objective.parameters(), most))
+        return sharding.whole(nn.utils.clip_grad_norm_(self.objective.parameters(), most))
+
     def _clock(self, stop: threading.Event) -> tuple[float, bool]:
         """Seconds of all sessions, and whether to stop; the same on every process, or they would wait forever."""
         seconds = self.seconds_before + time.monotonic() - self.started
@@ -204,10 +229,10 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, report: Report) -> None:
         self.accelerator.wait_for_everyone()
-        if self.main:
+        if self.main or self.sharded:  # of split weights everyone has a share
             self.objective.eval()
             with self.ema.applied() if self.ema else nullcontext(), torch.random.fork_rng():
-                metrics = self.task.validate()
+                metrics = self._split_validation() if self.sharded else self.task.validate()
                 wanted = self.recipe.best
                 if wanted and wanted not in metrics:
                     raise VadisError(f"best: no validation metric {wanted!r}; there are {', '.join(metrics)}.")
@@ -218,29 +243,42 @@ class Trainer:
             report.log(self.step, values, "validation " + " · ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         self.accelerator.wait_for_everyone()
 
+    def _split_validation(self) -> dict[str, float]:
+        with self.accelerator.autocast():
+            metrics = self.objective(None)
+        self.objective.reshard()  # without a backward pass the outermost group would stay whole
+        return metrics
+
     def _export(self, name: str) -> None:
-        with atomic_folder(self.folder / name) as temporary:
-            self.task.export(temporary)
+        """Write the model; of split weights every process must call."""
+        with sharding.whole_model(self.task.model):
+            if self.main:
+                with atomic_folder(self.folder / name) as temporary:
+                    self.task.export(temporary)
 
     def save(self) -> None:
         """Replace the checkpoint and the exported model."""
-        self.accelerator.wait_for_everyone()
-        if self.main:
-            from safetensors.torch import save_file
+        from safetensors.torch import save_file
 
-            with atomic_folder(self.folder / "checkpoint") as temporary:
-                model = {k: v.detach().contiguous().clone() for k, v in self.task.model.state_dict().items()}
-                save_file(model, temporary / "model.safetensors")
-                if self.ema:
-                    save_file(self.ema.state_dict(), temporary / "ema.safetensors")
-                torch.save(self.optimizer.state_dict(), temporary / "optimizer.pt")
-                seconds = self.seconds_before + time.monotonic() - self.started
-                state = {"step": self.step, "seconds": seconds, "best": self.best if math.isfinite(self.best) else None}
-                state["processes"] = self.accelerator.num_processes
-                state["recipe"] = as_dict(self.recipe)
-                (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-            with self.ema.applied() if self.ema else nullcontext():
-                self._export("model")
+        self.accelerator.wait_for_everyone()
+        optimizer = sharding.whole_optimizer(self.optimizer)
+        average = self.ema.state_dict() if self.ema else None
+        with sharding.whole_model(self.task.model):
+            if self.main:
+                with atomic_folder(self.folder / "checkpoint") as temporary:
+                    model = {k: v.detach().contiguous().clone() for k, v in self.task.model.state_dict().items()}
+                    save_file(model, temporary / "model.safetensors")
+                    if average is not None:
+                        save_file(average, temporary / "ema.safetensors")
+                    torch.save(optimizer, temporary / "optimizer.pt")
+                    seconds = self.seconds_before + time.monotonic() - self.started
+                    best = self.best if math.isfinite(self.best) else None
+                    state = {"step": self.step, "seconds": seconds, "best": best}
+                    state["processes"] = self.accelerator.num_processes
+                    state["recipe"] = as_dict(self.recipe)
+                    (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        with self.ema.applied() if self.ema else nullcontext():
+            self._export("model")
         self.accelerator.wait_for_everyone()
 
     def _resume_or_start(self) -> None:
@@ -262,15 +300,16 @@ class Trainer:
             )
         from safetensors.torch import load_file
 
-        self.task.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        with sharding.whole_model(self.task.model, write_back=True):
+            self.task.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
         if self.ema:
             if not (checkpoint / "ema.safetensors").exists():
                 raise ModelError(
                     f"{checkpoint} holds no average of the weights: it was trained with ema: null. Keep it so."
                 )
             self.ema.load_state_dict(load_file(checkpoint / "ema.safetensors"))
-        optimizer = torch.load(checkpoint / "optimizer.pt", map_location=self.accelerator.device, weights_only=True)
-        self.optimizer.load_state_dict(optimizer)
+        optimizer = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+        sharding.load_optimizer(self.optimizer, optimizer)
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.best = math.inf if state["best"] is None else state["best"]
 
