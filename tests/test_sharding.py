@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_language_training import motion_tokenizer, recipe, tokenizer_folder, tokens_folder  # noqa: F401 - fixtures
+from test_training import corpus, encoded, generator_recipe  # noqa: F401 - fixtures
 from torch import nn
 
+import vadis
 from vadis.errors import VadisError
 from vadis.generators.motion_language_files import load_language_model
 from vadis.training import train
@@ -53,20 +55,32 @@ def values(run: Path) -> list[dict[str, float]]:
     ],
 )
 def test_split_weights_train_as_whole_ones_do(recipe, tmp_path, settings):  # noqa: F811
-    runs = {}
-    for name, shard in (("whole", "false"), ("split", "true")):
-        runs[name] = tmp_path / name
-        on_two_processes(recipe, f"run={runs[name]}", f"shard={shard}", *settings)
-    for a, b in zip(values(runs["whole"]), values(runs["split"]), strict=True):
+    split = equal_runs(recipe, tmp_path, *settings)
+    model, _, _ = load_language_model(split / "model")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_split_weights_of_a_motion_generator(generator_recipe, tmp_path):  # noqa: F811
+    split = equal_runs(generator_recipe, tmp_path, "model.n_layer=3", "best=loss")
+    for name in ("model", "best"):
+        assert all(p.isfinite().all() for p in vadis.load(split / name).parameters())
+
+
+def equal_runs(recipe: Path, folder: Path, *settings: str) -> Path:  # noqa: F811
+    """Train with whole and with split weights, compare logs and files, and return the split run."""
+    runs = [folder / "whole", folder / "split"]
+    for run, shard in zip(runs, ("false", "true"), strict=True):
+        on_two_processes(recipe, f"run={run}", f"shard={shard}", *settings)
+    for a, b in zip(*map(values, runs), strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
-    files = ["checkpoint/model.safetensors", *(["checkpoint/ema.safetensors"] if "ema=0.9" in settings else [])]
-    for name in files:
-        whole, split = (load_file(run / name) for run in runs.values())
+    names = sorted(path.name for path in (runs[0] / "checkpoint").glob("*.safetensors"))
+    assert "model.safetensors" in names
+    for name in names:
+        whole, split = (load_file(run / "checkpoint" / name) for run in runs)
         assert whole.keys() == split.keys() and len(whole) > 2
         for key, value in whole.items():
             assert value.shape == split[key].shape and torch.allclose(value, split[key], atol=2e-4), key
-    model, _, _ = load_language_model(runs["split"] / "model")
-    assert all(p.isfinite().all() for p in model.parameters())
+    return runs[1]
 
 
 def test_a_split_run_goes_on_whole_and_the_other_way_round(recipe, tmp_path):  # noqa: F811

@@ -87,6 +87,7 @@ class GeneratorTask(Task):
     """Next-token prediction after a text prefix, with the plan in units of the train split's mean and deviation."""
 
     recipe_class = GeneratorRecipe
+    can_shard = True
     model: MotionMillion | T2MGPT
 
     def __init__(self, recipe: GeneratorRecipe) -> None:
