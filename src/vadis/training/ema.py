@@ -45,9 +45,9 @@ class EMA:
     def _trained(self) -> list[tuple[str, Tensor]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Whole tensors; where weights are split every process must ask."""
-        return {name: whole(value).contiguous() for name, value in self.shadow.items()}  # as files want them
+    def state_dict(self, keep: bool = True) -> dict[str, Tensor]:
+        """Whole tensors; where weights are split every process must ask, and gets empty ones without `keep`."""
+        return {name: whole(value, keep).contiguous() for name, value in self.shadow.items()}  # as files want them
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in self.shadow.items():

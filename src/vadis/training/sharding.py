@@ -41,9 +41,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a split tensor, on the CPU; every process must ask. Others are returned as they are."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+def whole(tensor: Tensor, keep: bool = True) -> Tensor:
+    """All of a split tensor, on the CPU; every process must ask, and gets nothing (0,) without `keep`. Others are returned
+    as they are."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    gathered = tensor.full_tensor()
+    return gathered.cpu() if keep else gathered.new_empty(0)
 
 
 def split_as(tensor: Tensor, like: Tensor) -> Tensor:
@@ -55,17 +59,18 @@ def split_as(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def whole_model(model: nn.Module, write_back: bool = False) -> Iterator[None]:
+def whole_model(model: nn.Module, keep: bool = True, write_back: bool = False) -> Iterator[None]:
     """Inside, split parameters of `model` are whole tensors on the CPU, for files; every process must enter.
 
-    With `write_back` their values are kept afterwards.
+    Processes without `keep` help and hold nothing: they must not touch the model inside. With `write_back` the values are
+    kept afterwards.
     """
     places = [(module, name, p) for module in model.modules() for name, p in module._parameters.items()]
     split = [(module, name, p) for module, name, p in places if isinstance(p, DTensor)]
     made: dict[int, nn.Parameter] = {}
     for _, _, p in split:
         if id(p) not in made:  # tied ones stay tied
-            made[id(p)] = nn.Parameter(whole(p.detach()).clone(), p.requires_grad)
+            made[id(p)] = nn.Parameter(whole(p.detach(), keep).clone(), p.requires_grad)
     for module, name, p in split:
         module._parameters[name] = made[id(p)]
     try:

@@ -247,11 +247,13 @@ class Trainer:
         with self.accelerator.autocast():
             metrics = self.objective(None)
         self.objective.reshard()  # without a backward pass the outermost group would stay whole
-        return metrics
+        shared = [metrics]  # the same to the last bit, since decisions follow from it
+        torch.distributed.broadcast_object_list(shared)
+        return shared[0]
 
     def _export(self, name: str) -> None:
         """Write the model; of split weights every process must call."""
-        with sharding.whole_model(self.task.model):
+        with sharding.whole_model(self.task.model, keep=self.main):
             if self.main:
                 with atomic_folder(self.folder / name) as temporary:
                     self.task.export(temporary)
@@ -261,9 +263,9 @@ class Trainer:
         from safetensors.torch import save_file
 
         self.accelerator.wait_for_everyone()
-        optimizer = sharding.whole_optimizer(self.optimizer)
-        average = self.ema.state_dict() if self.ema else None
-        with sharding.whole_model(self.task.model):
+        optimizer = sharding.whole_optimizer(self.optimizer, keep=self.main)
+        average = self.ema.state_dict(keep=self.main) if self.ema else None
+        with sharding.whole_model(self.task.model, keep=self.main):
             if self.main:
                 with atomic_folder(self.folder / "checkpoint") as temporary:
                     model = {k: v.detach().contiguous().clone() for k, v in self.task.model.state_dict().items()}
