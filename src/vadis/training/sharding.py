@@ -84,11 +84,12 @@ def whole_model(model: nn.Module, keep: bool = True, write_back: bool = False) -
                     p.copy_(split_as(made[id(p)].detach(), p))
 
 
-def whole_optimizer(optimizer: Any) -> dict[str, Any]:
-    """The state of an optimiser with whole tensors; every process must ask."""
+def whole_optimizer(optimizer: Any, keep: bool = True) -> dict[str, Any]:
+    """The state of an optimiser with whole tensors; every process must ask, and gets empty ones without `keep`."""
     page = optimizer.state_dict()
     state = {
-        i: {k: whole(v) if isinstance(v, Tensor) else v for k, v in own.items()} for i, own in page["state"].items()
+        i: {k: whole(v, keep) if isinstance(v, Tensor) else v for k, v in own.items()}
+        for i, own in page["state"].items()
     }
     return {"state": state, "param_groups": page["param_groups"]}
 
