@@ -67,6 +67,31 @@ class TestText:
         plain = MotionLanguagePipeline(pipe.lm, MotionLanguageConfig(seconds=1.0, samples=4))
         assert plain(PROMPT, seed=0).score is None
 
+    def test_a_planner_chooses_where_there_is_one(self, pipe, tmp_path):
+        """vadis-mini's own planner and encoder: the kept candidate is the one that it matches best; it travels in the bundle."""
+        from vadis.metrics.kinematics import kinematic_plan
+        from vadis.pipelines.text_to_motion import on_floor
+
+        mini = vadis.load("vadis-mini")
+        config = MotionLanguageConfig(seconds=2.0, samples=5, text_encoder="minilm")
+        chosen = MotionLanguagePipeline(pipe.lm, config, mini.planner, mini.text_encoder)
+        best = chosen(PROMPT, seed=4)
+        rows, _ = pipe.lm.generate(PROMPT, seconds=2.0, seed=[4], samples_per_row=5, temperature=1.0)
+        motions = [on_floor(chosen.representation.decode(chosen.tokenizer.decode(r)[:60])) for r in rows]
+        words, lengths = mini.text_encoder.encode([PROMPT])
+        match = mini.planner.match(
+            words, lengths, torch.stack([kinematic_plan(m.positions, 30.0) for m in motions])[None]
+        )[0]
+        assert torch.equal(best.tokens, rows[int(match.argmax())]) and match.std() > 0
+        assert best.score == pytest.approx(float(match.max()), abs=1e-3)
+        assert torch.allclose(best.motion.root, motions[int(match.argmax())].root, atol=1e-4)
+        assert chosen(PROMPT, seconds=0.1, seed=4).score is None  # too short to see what it does
+        chosen.save_pretrained(tmp_path / "lm")
+        again = vadis.load(tmp_path / "lm", text_encoder=mini.text_encoder)
+        assert torch.equal(again(PROMPT, seed=4).tokens, best.tokens)
+        with pytest.raises(ModelError, match="name it as text_encoder"):
+            MotionLanguagePipeline(pipe.lm, MotionLanguageConfig(), mini.planner)
+
     def test_feet_and_greedy(self, pipe):
         raw, clean = (pipe(PROMPT, seconds=2, temperature=0, clean_feet=on) for on in (None, True))
         assert torch.equal(raw.features, clean.features) and not torch.equal(raw.motion.root, clean.motion.root)

@@ -6,7 +6,8 @@
     pipe.predict(out.motion, "then sits down", seconds=8); pipe.in_between(a, b, seconds=4); pipe.edit_parts(m, ["left_arm"])
 
 Bundle: `model_index.json`, `tokenizer/` (the motion tokenizer), `generation_config.json` and `language_model/`, which is a
-whole folder of transformers with `motion_vocabulary.json` or only what a named backbone lacks: new rows and adapter.
+whole folder of transformers with `motion_vocabulary.json` or only what a named backbone lacks: new rows and adapter. A
+`planner/` chooses among candidates where there is one.
 """
 
 import shutil
@@ -23,11 +24,13 @@ from torch import Tensor
 
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motion_lm import MotionLM, Precision
+from vadis.generators.planner import KinematicPlanner
 from vadis.motion import Motion
 from vadis.pipelines.text_to_motion import (
     MAX_SECONDS,
     ROWS,
     TextToMotionOutput,
+    best_match,
     check_seconds,
     on_floor,
     with_resting_feet,
@@ -46,7 +49,8 @@ class MotionLanguageConfig:
     seconds: float | None = Field(default=5.0, gt=0)
     """Length when none is asked for. Null: the model ends the motion itself."""
     samples: int = Field(default=1, ge=1)
-    """Candidates a prompt; kept is the one in which the model reads the sentence best (see `tasks`)."""
+    """Candidates a prompt; kept is the one that a planner finds best, else that in which the model reads the sentence best
+    (see `tasks`)."""
     temperature: float = Field(default=1.0, ge=0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -54,25 +58,36 @@ class MotionLanguageConfig:
     max_seconds: float = Field(default=10.0, gt=0)
     """Longest motion that the model learned from; longer ones are made in windows."""
     tasks: tuple[str, ...] = ("text_to_motion",)
-    """What the model learned. Given motion is forced instead of asked about where it did not learn the task, and candidates
-    are chosen among only where it learned motion_to_text."""
+    """What the model learned. Given motion is forced instead of asked about where it did not learn the task; without a
+    planner, candidates are chosen among only where it learned motion_to_text."""
     clean_feet: bool = False
     """Stop feet from sliding while they stand."""
     source: Literal["rotations", "positions"] = "rotations"
     """Which features the motion is made from."""
     precision: Precision = "float32"
     """Of the weights: "int8" is faster for few rows on a CPU, "bfloat16" on a GPU."""
+    text_encoder: str | None = None
+    """What the planner reads sentences with, "minilm" for those of vadis; null without a planner."""
 
 
 class MotionLanguagePipeline:
     """Prompts to motions, motions to captions. `from_pretrained`, `assemble` or parts make one."""
 
-    def __init__(self, lm: MotionLM, config: MotionLanguageConfig | None = None) -> None:
+    def __init__(
+        self,
+        lm: MotionLM,
+        config: MotionLanguageConfig | None = None,
+        planner: KinematicPlanner | None = None,
+        text_encoder: Any | None = None,
+    ) -> None:
         from vadis.representations import representation
 
         if lm.motion_tokenizer is None:
             raise ModelError("a pipeline decodes motion: give the language model its motion_tokenizer.")
-        self.lm, self.config = lm, config or MotionLanguageConfig()
+        self.lm, self.config, self.planner = lm, config or MotionLanguageConfig(), planner
+        if planner is not None and text_encoder is None and self.config.text_encoder is None:
+            raise ModelError("a planner reads sentences by an encoder: name it as text_encoder in the config.")
+        self._text_encoder = text_encoder
         self.tokenizer = lm.motion_tokenizer
         self.representation = representation(self.tokenizer.representation)
         self._source: Path | None = None  # the folder that the language model was read from
@@ -81,6 +96,16 @@ class MotionLanguagePipeline:
     def generator(self) -> Any:
         """The network."""
         return self.lm.model
+
+    @property
+    def text_encoder(self) -> Any:
+        """What the planner reads sentences with, loaded when first needed; None without a planner."""
+        if self._text_encoder is None and self.planner is not None:
+            from vadis.generators.text import text_encoder
+
+            assert self.config.text_encoder is not None
+            self._text_encoder = text_encoder(self.config.text_encoder)
+        return self._text_encoder
 
     # ---- text to motion
 
@@ -239,8 +264,8 @@ class MotionLanguagePipeline:
         count = self.config.samples if samples is None else int(samples)
         if not 1 <= count <= 256:
             raise VadisError(f"samples={samples}: give 1 to 256 candidates.")
-        # greedy decoding makes the same candidate every time; without reading there is nothing to choose by
-        return count if temperature > 0 and "motion_to_text" in self.config.tasks else 1
+        # greedy decoding makes the same candidate every time; without planner and reading there is nothing to choose by
+        return count if temperature > 0 and (self.planner or "motion_to_text" in self.config.tasks) else 1
 
     def _steps(self, seconds: float | None) -> int:
         steps = self.lm.steps(seconds=seconds)
@@ -324,18 +349,25 @@ class MotionLanguagePipeline:
         timing: dict[str, float],
     ) -> dict[str, Any]:
         """The best candidate of one prompt as a motion."""
+        frames = None if seconds is None else max(1, round(seconds * self.tokenizer.fps))
         clock = time.perf_counter()
         best, score = 0, None
-        if len(rows) > 1:
+        if len(rows) > 1 and self.planner is None:
             scores = self.lm.score([text] * len(rows), rows)
             best = int(scores.argmax())
             score = round(float(scores[best]), 4)
         timing["choose"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        frames = None if seconds is None else max(1, round(seconds * self.tokenizer.fps))
-        features = self._decode(rows[best], stopped[best] == "cap")[:frames]
-        motion = self._motion(features)
+        judged = range(len(rows)) if self.planner else [best]
+        features = {k: self._decode(rows[k], stopped[k] == "cap")[:frames] for k in judged}
+        motions = [self._motion(features[k]) for k in judged]
         timing["decode"] += time.perf_counter() - clock
+        clock = time.perf_counter()
+        if len(motions) > 1:
+            words, lengths = self.text_encoder.encode([text])
+            best, score = best_match(self.planner, words[:, : int(lengths[0])], motions)
+        motion = motions[best if self.planner else 0]
+        timing["choose"] += time.perf_counter() - clock
         clock = time.perf_counter()
         if self.config.clean_feet if clean_feet is None else clean_feet:
             motion = with_resting_feet(motion)
@@ -343,7 +375,7 @@ class MotionLanguagePipeline:
         motion = motion.replace(meta={"prompt": text} if text else {})
         return {
             "motion": motion,
-            "features": features,
+            "features": features[best],
             "tokens": rows[best],
             "stopped_by": stopped[best],
             "score": score,
@@ -395,13 +427,14 @@ class MotionLanguagePipeline:
         precision: Precision | None = None,
         base: str | Path | None = None,
         tokenizer: Any = None,
+        text_encoder: Any = None,
     ) -> Self:
         """Load a bundle folder.
 
         Args:
             precision: of the language model instead of the config's own; `dtype` "bf16" means the same as "bfloat16".
             base: the backbone of a bundle that holds only what it lacks, instead of the name in it.
-            tokenizer: the motion tokenizer, when it is loaded already.
+            tokenizer, text_encoder: the motion tokenizer, and the planner's encoder, when they are loaded already.
 
         Raises ModelError where parts are missing or don't belong together.
         """
@@ -422,7 +455,12 @@ class MotionLanguagePipeline:
         lm = MotionLM.from_pretrained(
             folder / "language_model", motion_tokenizer, device=target, precision=precision, base=base
         )
-        pipe = cls(lm, config)
+        planner = (
+            load_component(folder / "planner", device=target, dtype="float32")
+            if (folder / "planner").is_dir()
+            else None
+        )
+        pipe = cls(lm, config, planner, text_encoder)
         pipe._source = folder / "language_model"
         return pipe
 
@@ -439,7 +477,7 @@ class MotionLanguagePipeline:
             else:
                 save_language_model(target, self.lm.model, self.lm.text_tokenizer, self.lm.vocabulary)
 
-        _write_bundle(Path(folder), write, self.tokenizer, self.config, card)
+        _write_bundle(Path(folder), write, self.tokenizer, self.config, card, self.planner)
 
     @classmethod
     def assemble(
@@ -449,8 +487,10 @@ class MotionLanguagePipeline:
         tokenizer: str | Path,
         config: MotionLanguageConfig | None = None,
         card: str = "",
+        planner: str | Path | None = None,
     ) -> None:
-        """Write a bundle of a trained language model (a folder of transformers, or a delta) and its motion tokenizer.
+        """Write a bundle of a trained language model (a folder of transformers, or a delta) and its motion tokenizer, with a
+        planner's folder that is to choose among candidates, if any (config.text_encoder names its encoder).
 
         Raises ModelError unless the language model was trained with that tokenizer.
         """
@@ -460,13 +500,18 @@ class MotionLanguagePipeline:
 
         motion_tokenizer = load_component(Path(tokenizer))
         check_motion_tokenizer(MotionVocabulary.load(language_model), motion_tokenizer)
+        config = config or MotionLanguageConfig()
+        if planner is not None and config.text_encoder is None:
+            raise ModelError("a planner reads sentences by an encoder: name it as text_encoder in the config.")
         _write_bundle(
-            Path(folder), lambda target: shutil.copytree(language_model, target), motion_tokenizer,
-            config or MotionLanguageConfig(), card,
+            Path(folder), lambda target: shutil.copytree(language_model, target), motion_tokenizer, config, card,
+            load_component(Path(planner)) if planner is not None else None,
         )  # fmt: skip
 
 
-def _write_bundle(folder: Path, write: Any, tokenizer: Any, config: MotionLanguageConfig, card: str) -> None:
+def _write_bundle(
+    folder: Path, write: Any, tokenizer: Any, config: MotionLanguageConfig, card: str, planner: Any | None
+) -> None:
     import vadis
     from vadis.files import atomic_folder
     from vadis.hub import write_json
@@ -476,6 +521,8 @@ def _write_bundle(folder: Path, write: Any, tokenizer: Any, config: MotionLangua
     with atomic_folder(folder) as temporary:
         write(temporary / "language_model")
         tokenizer.save_pretrained(temporary / "tokenizer")
+        if planner is not None:
+            planner.save_pretrained(temporary / "planner")
         write_json(temporary / "generation_config.json", asdict(config))
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -484,6 +531,8 @@ def _write_bundle(folder: Path, write: Any, tokenizer: Any, config: MotionLangua
         index = {"_class_name": "MotionLanguagePipeline", "_vadis_version": vadis.__version__,
                  "tokenizer": ["vadis", type(tokenizer).__name__],
                  "language_model": ["transformers", "AutoModelForCausalLM"]}  # fmt: skip
+        if planner is not None:
+            index["planner"] = ["vadis", type(planner).__name__]
         write_json(temporary / "model_index.json", index)
 
 

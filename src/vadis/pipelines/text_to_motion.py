@@ -71,7 +71,8 @@ class TextToMotionOutput:
     stopped_by: Any
     """"length" (as asked for), "end" (the model's own END) or "cap"."""
     score: Any = None
-    """How well the kept sample matches the text, a cosine; None without a planner."""
+    """How well the kept sample matches the text: a cosine with a planner, else None; a language model that chooses by itself
+    gives the mean log-probability of the text's ids."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds spent on text, tokens, decoding, choosing and cleaning."""
 
@@ -329,21 +330,9 @@ class TextToMotionPipeline:
         return on_floor(self.representation.decode(features, source=self.config.source))
 
     def _choose(self, text: Tensor, motions: list[Motion], seconds: float | None) -> tuple[int, float | None]:
-        if self.planner is None or seconds is None or motions[0].num_frames < 8:
+        if self.planner is None or seconds is None:
             return 0, None
-        plans = torch.stack([kinematic_plan(m.positions, m.fps) for m in motions])
-        lengths = torch.tensor([text.shape[1]])
-        score = total = self.planner.match(text, lengths, plans[None])[0]
-        if self.config.likelihood:
-            total = (
-                score
-                + self.config.likelihood * self.planner.score(text, lengths, torch.tensor([seconds]), plans[None])[0]
-            )
-        if self.config.roughness and len(motions) > 1:
-            rough = torch.tensor([_roughness(m) for m in motions])
-            total = total - self.config.roughness * (rough / rough.mean(0)).mean(-1)
-        best = int(total.argmax())
-        return best, round(float(score[best]), 4)
+        return best_match(self.planner, text, motions, seconds, self.config.likelihood, self.config.roughness)
 
     # ---- streaming
 
@@ -419,6 +408,32 @@ def check_seconds(seconds: float | Sequence[float] | None, count: int, fps: floa
         if not (math.isfinite(value) and least <= value <= MAX_SECONDS):
             raise VadisError(f"seconds={value:g}: a motion can last from {least:.2g} to {MAX_SECONDS:g} seconds.")
     return values
+
+
+def best_match(
+    planner: Any,
+    text: Tensor,
+    motions: Sequence[Motion],
+    seconds: float | None = None,
+    likelihood: float = 0.0,
+    roughness: float = 0.0,
+) -> tuple[int, float | None]:
+    """The motion that does best what a text `(1, L, C)` says by a planner, and its cosine; (0, None) where one is under 8 frames.
+
+    `likelihood` (needs `seconds`) and `roughness` are weights as in `GenerationConfig`.
+    """
+    if min(m.num_frames for m in motions) < 8:
+        return 0, None
+    plans = torch.stack([kinematic_plan(m.positions, m.fps) for m in motions])
+    lengths = torch.tensor([text.shape[1]])
+    score = total = planner.match(text, lengths, plans[None])[0]
+    if likelihood:
+        total = score + likelihood * planner.score(text, lengths, torch.tensor([seconds]), plans[None])[0]
+    if roughness and len(motions) > 1:
+        rough = torch.tensor([_roughness(m) for m in motions])
+        total = total - roughness * (rough / rough.mean(0)).mean(-1)
+    best = int(total.argmax())
+    return best, round(float(score[best]), 4)
 
 
 def on_floor(motion: Motion) -> Motion:
