@@ -29,7 +29,7 @@ class ModelPage(BaseModel):
     fps: float = Field(description="Frames a second.")
     frames_per_token: int = Field(description="Frames a token or latent; so many come at once in a stream.")
     representation: str
-    text_encoder: str | None = Field(description="Null for a language model, which reads text itself.")
+    text_encoder: str | None = Field(description="Null for a language model that reads text itself and needs no other.")
 
 
 def _whole(value: Any) -> Any:
