@@ -342,3 +342,11 @@ def test_a_motius_folder_becomes_a_bundle(tmp_path: Path) -> None:
     (source / "ar.safetensors").unlink()
     with pytest.raises(ModelError, match=r"there is no ar\.safetensors"):
         vadis.import_checkpoint("motius-gotozero", source)
+
+
+@pytest.mark.parametrize("name", ["vadis-mini", "vadis-mini-stream"])
+def test_planners_stay_beside_their_text_encoder(name):
+    """The encoder runs on the CPU whatever the device of the networks; "meta" stands for a GPU here."""
+    pipe = vadis.load(name, device="meta")
+    devices = [next(part.parameters()).device.type for part in (pipe.planner, pipe.generator, pipe.tokenizer)]
+    assert devices == ["cpu", "meta", "meta"]

@@ -293,7 +293,7 @@ def load_bundle(
 ) -> dict[str, Any]:
     """The parts of a bundle by name: components loaded, other entries ({"hub": id}, pairs of other libraries, None) as written.
 
-    A part given in `overrides` is taken instead and not read.
+    A part given in `overrides` is taken instead and not read. A planner stays on the CPU, like the text encoder that it reads.
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
@@ -304,7 +304,8 @@ def load_bundle(
         if name in overrides:
             parts[name] = overrides[name]
         elif isinstance(entry, list) and len(entry) == 2 and entry[0] == "vadis":
-            parts[name] = load_component(folder / _inside(name), dtype=dtype, device=device)
+            where = "cpu" if name == "planner" else device
+            parts[name] = load_component(folder / _inside(name), dtype=dtype, device=where)
         else:
             parts[name] = entry
     return parts | {name: part for name, part in overrides.items() if name not in parts}

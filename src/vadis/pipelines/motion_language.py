@@ -456,10 +456,8 @@ class MotionLanguagePipeline:
             folder / "language_model", motion_tokenizer, device=target, precision=precision, base=base
         )
         planner = (
-            load_component(folder / "planner", device=target, dtype="float32")
-            if (folder / "planner").is_dir()
-            else None
-        )
+            load_component(folder / "planner") if (folder / "planner").is_dir() else None
+        )  # CPU, as its text encoder
         pipe = cls(lm, config, planner, text_encoder)
         pipe._source = folder / "language_model"
         return pipe
