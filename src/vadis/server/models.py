@@ -92,7 +92,7 @@ class Models:
     def warm(self) -> None:
         """Load the text encoders, so that the first request need not wait. Raises what their loading raises."""
         for name in self.pipelines:
-            getattr(self.pipelines[name], "text_encoder", None)  # loaded when first asked for
+            self.pipelines[name].text_encoder  # noqa: B018 - loaded when first asked for
             if name in self.streaming:
                 self.sentence(name, "")
 
@@ -110,7 +110,7 @@ class Models:
                 fps=float(p.tokenizer.fps),
                 frames_per_token=int(p.tokenizer.frames_per_token),
                 representation=p.tokenizer.representation,
-                text_encoder=getattr(p.config, "text_encoder", None),
+                text_encoder=p.config.text_encoder,
             )
             for name, p in self.pipelines.items()
         ]
