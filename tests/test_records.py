@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -147,7 +146,7 @@ def test_a_lock_of_a_dead_process_does_not_block(tmp_path: Path) -> None:
     assert child.stdout is not None and child.stdout.readline() == "held\n"
     with pytest.raises(FileError, match=f"process {child.pid} "), only_run(tmp_path / "out"):
         pass
-    child.send_signal(signal.SIGKILL)
+    child.kill()
     child.wait()
     assert [p.name for p in tmp_path.iterdir()] == [".out.lock"]
     with only_run(tmp_path / "out"):
