@@ -268,7 +268,7 @@ def test_data_check_finds_damage(walk: Motion, tmp_path: Path, capsys: pytest.Ca
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doctor", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["core"]["torch"] == torch.__version__ and facts["extras"]["viewer"]["for"]
+    assert facts["core"]["torch"].split("+")[0] == torch.__version__.split("+")[0] and facts["extras"]["viewer"]["for"]
     assert run("doctor") == 0
     assert "device" in capsys.readouterr().out
 

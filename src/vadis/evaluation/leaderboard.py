@@ -45,7 +45,7 @@ def merge(reports: Sequence[tuple[Path, Report]]) -> list[Report]:
         if differing := same(first.identity, other.identity, MUST_AGREE):
             what = "; ".join(f"{k} {_called(first, k)} and {_called(other, k)}" for k in differing)
             raise VadisError(
-                f"{first_path} and {path} don't compare: {what} differ (names may agree where contents don't). Merge reports "
+                f"{first_path.parent.name} and {path.parent.name} don't compare: {what} differ (names may agree where contents don't). Merge reports "
                 "of one protocol, evaluator and set of items; --protocol NAME picks those of one protocol."
             )
     return [r for _, r in reports]
