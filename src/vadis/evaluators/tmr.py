@@ -9,6 +9,7 @@ Shapes: B clips, T frames, D features, S steps, L text tokens, H width, E values
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -203,15 +204,17 @@ class TMREvaluator(Evaluator):
 def _tokenizer() -> Any:
     """DistilBERT's tokenizer from the Hub or its cache; raises ModelError when it can't be had."""
     from huggingface_hub import hf_hub_download
-    from tokenizers import Tokenizer
+
+    from vadis.foreign import tokenizer_of
 
     try:
-        tokenizer = Tokenizer.from_file(hf_hub_download(TOKENIZER, "tokenizer.json"))
+        path = hf_hub_download(TOKENIZER, "tokenizer.json")
     except Exception as error:  # many kinds: no network, not in the cache
         raise ModelError(
             f"this evaluator needs the tokenizer {TOKENIZER}, which is neither cached nor can it be downloaded "
             f"({(str(error).splitlines() or [''])[0]:.120}). Download it once while online."
         ) from error
+    tokenizer = tokenizer_of(Path(path))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -88,33 +88,22 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
     Raises ModelError for a folder that is none, or whose weights don't fill the model; FileError for damaged weights.
     """
     import transformers
-    from safetensors import SafetensorError
 
+    from vadis.foreign import model_of, open_foreign, open_model
     from vadis.hub import _read_weights
 
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is no model of transformers.")
-    try:
-        with quiet_transformers():
-            config = transformers.AutoConfig.from_pretrained(folder)
-            found = getattr(transformers, (config.architectures or [""])[0], None)
-            known = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-            auto: Any = found if known else transformers.AutoModelForCausalLM
-            source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
-            if not adapter and (folder / "adapter_config.json").is_file():
-                weights = _read_weights(folder, torch.device("cpu"), None)
-                source = {"pretrained_model_name_or_path": None, "state_dict": weights}
-            model, report = auto.from_pretrained(
-                **source, config=config, dtype=dtype or "auto", output_loading_info=True
-            )
-            tokenizer = _text_tokenizer(folder)
-    except SafetensorError as error:
-        raise FileError(f"the weights in {folder} are damaged ({error}): download or save the model again.") from error
-    except VadisError:
-        raise
-    except Exception as error:  # transformers raises many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"can't load a language model from {folder}: {reason}") from error
+    with quiet_transformers():
+        config = open_foreign(transformers.AutoConfig, folder)
+        kind = _model_class(config)
+        options: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True}
+        if not adapter and (folder / "adapter_config.json").is_file():
+            weights = _read_weights(folder, torch.device("cpu"), None)
+            model, report = model_of(kind, config, weights, **options)
+        else:
+            model, report = open_model(kind, folder, config=config, **options)
+        tokenizer = _text_tokenizer(folder)
     lacking = sorted(report["missing_keys"])
     if lacking or report.get("mismatched_keys"):
         raise ModelError(
@@ -124,16 +113,31 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
     return model.eval(), tokenizer
 
 
+def _model_class(config: Any) -> Any:
+    """The class that a config names, when it is one that writes text; otherwise what suits the kind of config."""
+    import transformers
+    from transformers.models.auto import modeling_auto as known
+
+    names = {
+        *known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+        *known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(),
+    }
+    wanted = next(iter(config.architectures or []), None)
+    known_name = isinstance(wanted, str) and wanted in names
+    return getattr(transformers, wanted) if known_name else transformers.AutoModelForCausalLM
+
+
 def _text_tokenizer(folder: Path) -> Any:
     """The tokenizer as its file says; for some models the Auto class would put another pre-tokenizer into a generic one."""
     import transformers
 
+    from vadis.foreign import open_foreign
     from vadis.hub import read_json
 
     path = folder / "tokenizer_config.json"
     name = read_json(path).get("tokenizer_class") if path.is_file() else None
     generic = name in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
-    return (transformers.PreTrainedTokenizerFast if generic else transformers.AutoTokenizer).from_pretrained(folder)
+    return open_foreign(transformers.PreTrainedTokenizerFast if generic else transformers.AutoTokenizer, folder)
 
 
 # ---- SmolLM2

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vadis.errors import FileError, MissingExtra, ModelError
+from vadis.errors import FileError, MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder
+from vadis.foreign import open_adapter
 from vadis.generators.backbones import find_language_folder, load_backbone, load_folder, quiet_transformers, readable
 from vadis.generators.motion_ids import (
     FILE,
@@ -260,14 +261,16 @@ def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) ->
 def _load_adapter(folder: Path, model: Any, trainable: bool) -> Any:
     """The model with its adapter, every tensor of which must be there and fit."""
     try:
-        from peft import PeftModel, get_peft_model_state_dict
+        from peft import get_peft_model_state_dict
     except ImportError as error:
         raise MissingExtra("this model has an adapter, which needs peft: pip install 'vadis[llm]'") from error
     stored = _tensors(folder / ADAPTER)
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters is checked below
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            adapted = open_adapter(model, folder, trainable=trainable)
+    except VadisError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(

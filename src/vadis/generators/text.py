@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vadis.errors import MissingExtra, ModelError, VadisError
+from vadis.foreign import model_of, open_foreign, open_model, tokenizer_of
 
 MAX_CHARACTERS = 2000
 TOKENS_PER_BATCH = 2048  # tokens of one forward pass: fills a core, stays in its cache
@@ -55,15 +56,16 @@ class TextEncoder:
         """`source`: a folder or Hub id instead of the usual one. Raises ModelError when it can't be had."""
         folder = self._folder(source)
         try:
-            from tokenizers import Tokenizer
-
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer = tokenizer_of(folder / "tokenizer.json")
             with _quiet_transformers():
                 self.model = self._load(folder).to(device).eval().requires_grad_(False)
         except ImportError as error:
             raise MissingExtra("reading text needs transformers: pip install 'vadis[text]'") from error
-        except Exception as error:  # tokenizers raises bare Exception, transformers several kinds
-            raise ModelError(f"can't load {self.name} from {folder}: {str(error).splitlines()[0]}.") from error
+        except MissingExtra:
+            raise
+        except Exception as error:  # transformers raises several kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ModelError(f"can't load {self.name} from {folder}: {reason}.") from error
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.dim: int = self._width()
@@ -181,7 +183,7 @@ class MiniLMEncoder(TextEncoder):
     def _load(self, folder: Path) -> Any:
         from transformers.models.bert.modeling_bert import BertModel
 
-        return BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+        return open_model(BertModel, folder, add_pooling_layer=False, dtype=torch.float32)
 
     def _width(self) -> int:
         return int(self.model.config.hidden_size)
@@ -212,7 +214,7 @@ class FlanT5Encoder(TextEncoder):
     def _load(self, folder: Path) -> Any:
         from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-        return T5EncoderModel.from_pretrained(folder, dtype=self.dtype)
+        return open_model(T5EncoderModel, folder, dtype=self.dtype)
 
     def _width(self) -> int:
         return int(self.model.config.d_model)
@@ -262,9 +264,16 @@ class ClipEncoder(TextEncoder):
         return self.model(input_ids=ids).text_embeds[:, None]
 
     def _load(self, folder: Path) -> Any:
+        from transformers.models.clip.configuration_clip import CLIPTextConfig
         from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
-        return CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+        if (folder / "model.safetensors").is_file():
+            return open_model(CLIPTextModelWithProjection, folder, dtype=torch.float32)
+        from vadis.checkpoint import read_file
+
+        config = open_foreign(CLIPTextConfig, folder)
+        state = read_file(folder / "pytorch_model.bin")
+        return model_of(CLIPTextModelWithProjection, config, state, dtype=torch.float32)
 
     def _width(self) -> int:
         return int(self.model.config.projection_dim)

@@ -150,8 +150,14 @@ class LocalVLM(PromptedJudge):
                 raise MissingExtra("a local judge needs transformers: pip install 'vadis[text]'") from error
             if not isinstance(model, str):
                 raise VadisError("give the processor together with the model, or the name of both.")
-            processor = AutoProcessor.from_pretrained(model)
-            model = AutoModelForImageTextToText.from_pretrained(model)
+            from vadis.foreign import open_foreign, open_model
+            from vadis.hub import find_folder
+
+            folder = find_folder(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
+            processor, model = (
+                open_foreign(AutoProcessor, folder),
+                open_model(AutoModelForImageTextToText, folder),
+            )
         self.model, self.processor = model.to(device).eval(), processor
         self.name, self.parse = name.rstrip("/").split("/")[-1], parse
         self.most_frames, self.new_tokens = most_frames, new_tokens
@@ -164,7 +170,8 @@ class LocalVLM(PromptedJudge):
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         inputs = self.processor(text=text, images=pictures, return_tensors="pt").to(self.model.device)
         with torch.no_grad():
-            tokens = self.model.generate(**inputs, max_new_tokens=self.new_tokens, do_sample=False)
+            tokens = self.model.generate(**inputs, max_new_tokens=self.new_tokens, do_sample=False,
+                                         trust_remote_code=False)  # fmt: skip
         new = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
 

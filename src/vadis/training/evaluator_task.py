@@ -85,10 +85,13 @@ class EvaluatorTask(Task):
     def _load_language(self) -> None:
         from transformers import DistilBertModel
 
+        from vadis.foreign import open_model
+        from vadis.hub import find_folder
+
         language = self.model.textencoder.text_model
         assert language is not None  # it is what text_encoder "distilbert" stands for
         try:
-            pretrained = DistilBertModel.from_pretrained(self.recipe.text_model)
+            pretrained = open_model(DistilBertModel, find_folder(self.recipe.text_model))
             language.load_state_dict(pretrained.state_dict())
         except (OSError, RuntimeError) as error:
             reason = (str(error).splitlines() or [""])[0][:160]
