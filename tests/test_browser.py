@@ -4,6 +4,9 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from stream_models import small_pipe
 
 import vadis
+from vadis.access import Access
 from vadis.pipelines.player import Player
 from vadis.pipelines.stream import MotionStreamPipeline
 
@@ -43,6 +47,29 @@ def eventually(page: Any, test: Any, seconds: float = 90.0) -> bool:
     return True
 
 
+@contextmanager
+def served_page(text: str) -> Iterator[str]:
+    """The address of a page at another port of this machine."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 @pytest.mark.parametrize("name", ["random weights", "vadis-mini-stream"])
 def test_the_live_page_does_what_is_typed_and_gives_recordings(name: str, pipe, browser, tmp_path: Path) -> None:
     pytest.importorskip("viser", reason="needs the viewer extra")
@@ -56,8 +83,9 @@ def test_the_live_page_does_what_is_typed_and_gives_recordings(name: str, pipe, 
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     try:
-        with LiveApp(player, port=0) as app:
+        with LiveApp(player, port=0, access=Access(token="secret")) as app:
             page.goto(app.url)
+            page.wait_for_url("**/")  # the token has left the address bar
             page.get_by_role("button", name="Do it").wait_for()
             box = page.locator("form input").first
             box.fill("a person walks")
@@ -83,6 +111,41 @@ def test_the_live_page_does_what_is_typed_and_gives_recordings(name: str, pipe, 
         player.stop()
 
 
+def test_the_viewer_opens_with_its_token_and_no_stranger_steers_it(walk, browser) -> None:
+    """A stranger's page, itself on this machine, can neither connect to the viewer nor frame it, nor lead it elsewhere."""
+    pytest.importorskip("viser", reason="needs the viewer extra")
+    from vadis.viewer.live import view
+
+    with served_page("<title>stranger</title>") as stranger, view(walk, port=0, open_browser=False, block=False,
+                                                                  access=Access(token="secret")) as viewer:  # fmt: skip
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(90_000)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+        page.goto(viewer.url)
+        page.get_by_role("button", name="Pause").click()
+        assert eventually(page, lambda: not viewer.playing) and errors == []
+        clients = viewer.server.get_clients
+        assert eventually(page, lambda: len(clients()) == 1)
+        page.reload()  # by its cookie alone
+        page.get_by_role("button", name="Play").wait_for()
+        bare = viewer.url.partition("?")[0]
+        page.goto(stranger)
+        opened = page.evaluate("""([url, protocol]) => new Promise(done => {
+            const socket = new WebSocket(url.replace("http", "ws"), [protocol]);
+            socket.onopen = () => done("open"); socket.onerror = () => done("refused"); })""", [bare, f"viser-v{version('viser')}"])  # fmt: skip
+        assert opened == "refused"
+        page.set_content(f'<iframe src="{bare}" onload="this.title = 1"></iframe>')
+        page.locator("iframe[title='1']").wait_for()
+        assert all(bare not in frame.url for frame in page.frames)
+        page.goto(f"{bare}?websocket={stranger.replace('http', 'ws')}")
+        page.get_by_role("button", name="Play").wait_for()
+        assert page.url == bare
+        context.close()
+
+
 def test_the_page_of_the_server_needs_nobody_else(pipe, browser, tmp_path: Path) -> None:
     """/docs: the operations, a request, a file, a stream; no request leaves the server, no policy is violated."""
     pytest.importorskip("fastapi", reason="needs the server extra")
@@ -99,15 +162,19 @@ def test_the_page_of_the_server_needs_nobody_else(pipe, browser, tmp_path: Path)
         try:
             answer = page.goto(f"{served.http}/docs")
             assert "default-src 'none'" in answer.headers["content-security-policy"]
+            page.get_by_text("This server asks for its token.").wait_for()
+            page.get_by_label("Token").fill("wrong")
+            page.get_by_label("Token").press("Enter")
+            page.get_by_text("This is not the token.").wait_for()
+            assert complaints and all("401" in complaint for complaint in complaints)  # Chromium notes it
+            complaints.clear()
+            page.get_by_label("Token").fill("secret")
+            page.get_by_label("Token").press("Enter")
             page.locator("h2", has_text="POST /generate").wait_for()
             assert page.locator("section h2").all_text_contents() == [
                 "GET /models", "GET /health", "GET /metrics", "POST /generate", "WS /stream",
             ]  # fmt: skip
             models = page.locator("section").nth(0)
-            models.get_by_role("button", name="Send").click()
-            models.get_by_text("401 Unauthorized").wait_for()
-            complaints.clear()  # Chromium notes the 401
-            page.get_by_label("Token").fill("secret")
             models.get_by_role("button", name="Send").click()
             models.get_by_text('"name": "tiny"').wait_for()
             generate = page.locator("section").nth(3)
@@ -132,8 +199,9 @@ def test_the_page_of_the_server_needs_nobody_else(pipe, browser, tmp_path: Path)
 
 def test_the_documented_javascript_reads_the_stream(pipe, browser) -> None:
     pytest.importorskip("fastapi", reason="needs the server extra")
+    from servers import free_port
+
     from vadis.server.run import make_server
-    from vadis.viewer.stage import free_port
 
     port = free_port()
     server = make_server({"tiny": pipe}, port=port)

@@ -267,12 +267,19 @@ def test_a_request_that_a_busy_server_has_not_read_yet_keeps_its_place(pipe: Mot
 
 def test_token_host_and_origin(pipe: MotionStreamPipeline) -> None:
     with serving({"tiny": pipe}, token="secret", origins=("https://example.org",)) as served:
-        assert httpx.get(f"{served.http}/health").status_code == 200
+        for path in ("/health", "/docs"):
+            assert httpx.get(f"{served.http}{path}").status_code == 200
+        assert httpx.get(f"{served.http}/health").json() == {"status": "ok"}
+        health = httpx.get(f"{served.http}/health", headers={"authorization": "Bearer secret"}).json()
+        assert health["models"] == ["tiny"] and health["version"] == vadis.__version__
+        for path in ("/openapi.json", "/metrics", "/nothing"):
+            assert httpx.get(f"{served.http}{path}").status_code == 401
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
             answer = httpx.get(f"{served.http}/models", headers=headers)
             assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         good = {"authorization": "Bearer secret"}
-        assert httpx.get(f"{served.http}/models", headers=good).status_code == 200
+        for path in ("/models", "/openapi.json"):
+            assert httpx.get(f"{served.http}{path}", headers=good).status_code == 200
         with pytest.raises(InvalidStatus) as refused:
             served.connect("token=wrong")
         assert refused.value.response.status_code == 401

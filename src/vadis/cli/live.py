@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
+from vadis.cli.access import access_from
 from vadis.cli.common import check_number, say
 from vadis.errors import ModelError, VadisError
 
@@ -26,6 +27,12 @@ class Live:
     """Address to serve at; 0.0.0.0 lets other machines in. All visitors see and steer the same body."""
     port: int = 8080
     """Port to serve at; the next free one when it is taken."""
+    token: str | None = None
+    """Visitors must have it; the address that is printed does. By default the environment variable VADIS_TOKEN, if set."""
+    origin: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Web origin whose pages may connect, such as https://example.org; * for all."""
+    allow_host: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Further name by which the page may be addressed, as by a proxy; * for all."""
     browser: bool = True
     """Open the page in the browser."""
     device: str = "auto"
@@ -37,6 +44,7 @@ class Live:
         if not 1 <= self.port <= 65535:
             raise VadisError(f"--port must be between 1 and 65535; got {self.port}.")
         check_number("--seed", self.seed, 0, 2**63 - 1)
+        access = access_from(self.host, self.port, self.token, self.allow_host, self.origin)
         import vadis
         from vadis.pipelines.player import Player
         from vadis.viewer.live_stream import LiveApp
@@ -49,7 +57,7 @@ class Live:
         player = Player(pipe.stream(seed=self.seed))
         if self.prompt:
             player.push(self.prompt[0])
-        app = LiveApp(player.start(), self.port, self.host, text="".join(self.prompt))
+        app = LiveApp(player.start(), self.port, self.host, text="".join(self.prompt), access=access)
         try:
             app.start()
             print(app.url, flush=True)

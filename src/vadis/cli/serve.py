@@ -1,11 +1,12 @@
 """`vadis serve`."""
 
-import os
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
+from vadis.access import free_port, page_url
+from vadis.cli.access import access_from
 from vadis.cli.common import check_number, say
 from vadis.errors import MissingExtra, VadisError
 
@@ -32,7 +33,7 @@ class Serve:
     origin: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Web origin whose pages may connect, such as https://example.org; * for all."""
     allow_host: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """Name by which a proxy on this machine passes requests on, beside 127.0.0.1 and localhost."""
+    """Further name by which the server may be addressed, as by a proxy; * for all."""
     max_streams: int = 16
     """Streams at a time."""
     max_streams_per_client: int = 8
@@ -62,11 +63,10 @@ class Serve:
 
         pipelines = self._load()
         Models(pipelines).warm()
-        port = self._free_port()
+        port = self.port or free_port(self.host)
         server = make_server(pipelines, settings, host=self.host, port=port, grace_seconds=self.grace,
                              log_level="info" if self.verbose else "warning")  # fmt: skip
-        shown = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+        url = page_url(self.host, port)
         print(url, flush=True)
         say(f"{', '.join(pipelines)}; documentation at {url}/docs; Ctrl-C stops")
         server.run()
@@ -74,7 +74,7 @@ class Serve:
             raise VadisError(f"can't listen on {self.host}:{port}: choose another --port or --host.")
 
     def _settings(self) -> Any:
-        from vadis.server.limits import LOOPBACK, ServerSettings
+        from vadis.server.limits import ServerSettings
 
         if not 0 <= self.port <= 65535:
             raise VadisError(f"--port must be between 0 and 65535; got {self.port}.")
@@ -83,16 +83,11 @@ class Serve:
         check_number("--max-connections", self.max_connections, 1, 1_000_000)
         check_number("--max-seconds", self.max_seconds, 0.3, 3600, "s")
         check_number("--grace", self.grace, 0, 3600, "s")
-        local = self.host in LOOPBACK
-        token = self.token or os.environ.get("VADIS_TOKEN") or None
-        if not local and token is None:
-            say(
-                f"careful: anyone who reaches {self.host}:{self.port} can use this server; --token asks for a password."
-            )
+        access = access_from(self.host, self.port, self.token, self.allow_host, self.origin)
         return ServerSettings(
-            token=token,
-            hosts=(*LOOPBACK, *self.allow_host) if local else ("*",),
-            origins=self.origin,
+            token=access.token,
+            hosts=access.hosts,
+            origins=access.origins,
             max_connections=self.max_connections,
             max_streams=self.max_streams,
             max_streams_per_client=self.max_streams_per_client,
@@ -118,12 +113,3 @@ class Serve:
             say(f"loading {source} …")
             pipelines[name] = vadis.load(source, device=self.device)
         return pipelines
-
-    def _free_port(self) -> int:
-        if self.port:
-            return self.port
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind((self.host, 0))
-            return int(probe.getsockname()[1])

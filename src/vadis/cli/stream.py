@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from vadis.cli.access import access_from
 from vadis.cli.common import check_number, check_output, say
 from vadis.cli.writing import SUFFIXES, write
 from vadis.errors import ModelError, VadisError
@@ -105,7 +106,7 @@ class Stream:
     def _viewer(self, player: Any) -> Any:
         from vadis.viewer.live_stream import LiveBody
 
-        body = LiveBody(player, port=self.port).start()
+        body = LiveBody(player, port=self.port, access=access_from("127.0.0.1", self.port)).start()
         print(body.url, flush=True)
         return body
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from vadis.cli.access import access_from
 from vadis.cli.common import check_output, say
 from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import write
@@ -31,6 +32,12 @@ class View:
     """Address to serve at; 0.0.0.0 lets other machines in."""
     port: int = 8080
     """Port to serve at; the next free one when it is taken."""
+    token: str | None = None
+    """Visitors must have it; the address that is printed does. By default the environment variable VADIS_TOKEN, if set."""
+    origin: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Web origin whose pages may connect, such as https://example.org; * for all."""
+    allow_host: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Further name by which the page may be addressed, as by a proxy; * for all."""
     browser: bool = True
     """Open the page in the browser."""
 
@@ -42,6 +49,7 @@ class View:
             raise VadisError(f"{len(self.files)} files are too many to see at once; at most 16.")
         if not 1 <= self.port <= 65535:
             raise VadisError(f"--port must be between 1 and 65535; got {self.port}.")
+        access = access_from(self.host, self.port, self.token, self.allow_host, self.origin) if not paths else None
         motions = [on_model_skeleton(read_motion(f, fps=self.fps, strict_fps=False)) for f in self.files]
         titles = [Path(file).name for file in self.files]
         if paths:
@@ -51,7 +59,8 @@ class View:
             return
         from vadis.viewer.live import view
 
-        viewer = view(motions, titles=titles, host=self.host, port=self.port, open_browser=self.browser, block=False)
+        viewer = view(motions, titles=titles, host=self.host, port=self.port, open_browser=self.browser, block=False,
+                      access=access)  # fmt: skip
         print(viewer.url, flush=True)
         say("Ctrl-C stops")
         try:

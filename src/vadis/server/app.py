@@ -51,9 +51,14 @@ class ErrorPage(BaseModel):
 
 
 class HealthPage(BaseModel):
-    """How the server does."""
+    """Whether the server works; all that it says without the token, where there is one."""
 
     status: Literal["ok", "failed"]
+
+
+class HealthDetails(HealthPage):
+    """How the server does."""
+
     version: str
     models: list[str]
     streams: int
@@ -260,13 +265,19 @@ def _pages(app: FastAPI, service: Service) -> None:
         """The models that this server has loaded, the default first."""
         return service.models.pages()
 
-    @app.get("/health", responses={403: ERRORS[403], 503: {"model": HealthPage, "description": "A model fails."}})
-    async def health(response: Response) -> HealthPage:
+    @app.get(
+        "/health",
+        responses={403: ERRORS[403], 503: {"model": HealthDetails | HealthPage, "description": "A model fails."}},
+    )
+    async def health(request: Request, response: Response) -> HealthDetails | HealthPage:
         """Whether the server works; 503 while a model fails, which is tried again until it works."""
         good = all(engine.alive for engine in service.engines.values())
         response.status_code = 200 if good else 503
-        return HealthPage(
-            status="ok" if good else "failed",
+        status: Literal["ok", "failed"] = "ok" if good else "failed"
+        if not request.state.authorized:
+            return HealthPage(status=status)
+        return HealthDetails(
+            status=status,
             version=vadis.__version__,
             models=list(service.models.pipelines),
             streams=service.streams.used,

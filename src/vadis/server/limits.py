@@ -1,23 +1,21 @@
 """What a client may ask for: limits, the token, who may connect, and the size of requests."""
 
 import asyncio
-import hmac
 import json
 import time
 from collections import Counter
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from vadis.access import LOOPBACK, Access
 from vadis.server.metrics import Metrics
 from vadis.server.protocol import MAX_MESSAGE_BYTES
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN_PATHS = ("/health", "/docs", "/openapi.json")
-"""Need no token: they say nothing about anyone's motion."""
-PATHS = (*OPEN_PATHS, "/generate", "/models", "/metrics", "/stream")
+OPEN_PATHS = ("/health", "/docs")
+"""Need no token: the page asks for it, and /health says no more than whether the server works."""
+PATHS = (*OPEN_PATHS, "/openapi.json", "/generate", "/models", "/metrics", "/stream")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 DRAINED_BYTES = 8_000_000
 """Of a body that is too large, read and thrown away so that the client sees the answer."""
@@ -30,7 +28,7 @@ class ServerSettings:
     token: str | None = None
     """Asked for as `Authorization: Bearer TOKEN`, or `?token=` on the WebSocket."""
     hosts: tuple[str, ...] = LOOPBACK
-    """Names by which the server may be addressed, so that web pages can't reach in by a name of their own; * for all."""
+    """Names by which the server may be addressed, and IP networks; * for all. See `vadis.access`."""
     origins: tuple[str, ...] = ()
     """Web origins that may connect beside the server's own, such as https://example.org; * for all."""
     max_connections: int = Field(default=512, ge=1)
@@ -50,6 +48,11 @@ class ServerSettings:
     """A stream without motion and without messages is closed."""
     body_seconds: float = Field(default=10.0, gt=0)
     """For a request to arrive."""
+
+    @property
+    def access(self) -> Access:
+        """Who may connect. Raises VadisError for hosts and origins that are none."""
+        return Access(self.token, self.hosts, self.origins)
 
 
 class Busy(Exception):
@@ -110,7 +113,7 @@ class Guard:
     """ASGI middleware: refuses foreign hosts and origins, wrong tokens and large or slow bodies; counts requests."""
 
     def __init__(self, app: Any, settings: ServerSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+        self.app, self.settings, self.metrics, self.access = app, settings, metrics, settings.access
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -135,26 +138,14 @@ class Guard:
         await refuse(scope, counted, status, code, text)
 
     def _refusal(self, scope: Any) -> tuple[int, str, str] | None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get("host", "")
-        if "*" not in self.settings.hosts and _hostname(f"//{host}") not in self.settings.hosts:
-            return (
-                403,
-                "host",
-                f"this server is addressed as {', '.join(self.settings.hosts)}; start it with --allow-host.",
-            )
-        origin = headers.get("origin")
-        if origin and "*" not in self.settings.origins and origin not in self.settings.origins:
-            own = urlsplit(origin).netloc.lower() == host.lower()
-            if not own:
-                return 403, "origin", "pages of this origin may not connect: start the server with --origin."
-        if self.settings.token and scope["path"] not in OPEN_PATHS:
-            given = headers.get("authorization", "")
-            token = given[7:] if given[:7].lower() == "bearer " else ""
-            if not token and scope["type"] == "websocket":  # browsers can't set its headers
-                token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-            if not hmac.compare_digest(token.encode(), self.settings.token.encode()):
-                return 401, "token", "a token is needed: send Authorization: Bearer TOKEN."
+        headers = header_lines(scope)
+        if (foreign := self.access.foreign(headers)) is not None:
+            return foreign.status, foreign.code, foreign.message
+        # Browsers can't set headers of a WebSocket.
+        query = scope["query_string"].decode("latin-1") if scope["type"] == "websocket" else ""
+        scope.setdefault("state", {})["authorized"] = authorized = self.access.authorized(headers, query)
+        if not authorized and scope["path"] not in OPEN_PATHS:
+            return 401, "token", "a token is needed: send Authorization: Bearer TOKEN."
         return None
 
     async def _body(self, scope: Any, receive: Any) -> tuple[bytes, tuple[int, str, str] | None]:
@@ -178,11 +169,9 @@ class Guard:
         return b"".join(parts), None
 
 
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
+def header_lines(scope: Any) -> list[tuple[str, str]]:
+    """The headers of an ASGI request as text; a name may come twice."""
+    return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
 
 
 def _replay(body: bytes, receive: Any) -> Any:

@@ -5,13 +5,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from vadis.access import Access, page_url
 from vadis.errors import VadisError
 from vadis.motion import Motion
-from vadis.viewer.stage import Stage, start_server, stop_server
+from vadis.viewer.stage import THEME, Stage, start_server, stop_server
 
 
 def view(motions: Motion | Sequence[Motion], port: int = 8080, host: str = "127.0.0.1", open_browser: bool = True,
-         block: bool = True, titles: str | Sequence[str] | None = None) -> "Viewer":  # fmt: skip
+         block: bool = True, titles: str | Sequence[str] | None = None, access: Access | None = None) -> "Viewer":  # fmt: skip
     """Show one or several motions side by side in the browser.
 
     Args:
@@ -21,13 +22,14 @@ def view(motions: Motion | Sequence[Motion], port: int = 8080, host: str = "127.
         open_browser: open the page in the system's browser.
         block: return only on Ctrl-C; otherwise return at once, the viewer plays on in a thread until `.stop()`.
         titles: one per motion; None takes captions.
+        access: who may open the page, and with which token; None: `Access.at(host)`.
 
-    Raises MissingExtra without viser, VadisError when there is nothing to view.
+    Raises MissingExtra without viser, VadisError when there is nothing to view or no port to listen on.
     """
     motions = [motions] if isinstance(motions, Motion) else list(motions)
     if not motions:
         raise VadisError("nothing to view: give at least one motion.")
-    viewer = Viewer(motions, port, host, [titles] if isinstance(titles, str) else titles)
+    viewer = Viewer(motions, port, host, [titles] if isinstance(titles, str) else titles, access)
     viewer.start()
     if open_browser:
         import webbrowser
@@ -44,21 +46,21 @@ def view(motions: Motion | Sequence[Motion], port: int = 8080, host: str = "127.
 
 
 class Viewer:
-    """A running viewer: `url`, `time`, `playing`, `seek(seconds)`, `stop()`. Also a context manager."""
+    """A running viewer: `url` (with the token, where there is one), `time`, `playing`, `seek(seconds)`, `stop()`. Also a context manager."""
 
-    def __init__(self, motions: Sequence[Motion], port: int, host: str, titles: Sequence[str] | None = None) -> None:
-        self.server: Any = start_server(host, port)
+    def __init__(self, motions: Sequence[Motion], port: int, host: str, titles: Sequence[str] | None = None,
+                 access: Access | None = None) -> None:  # fmt: skip
+        self.server: Any = start_server(host, port, access)
         self.stage = Stage(self.server, motions, titles)
         self.stage.aim()
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        self.url = f"http://{shown}:{self.server.get_port()}"
+        self.url = page_url(host, self.server.get_port(), access and access.token)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._play, name="vadis-viewer", daemon=True)
         self._controls()
 
     def _controls(self) -> None:
         gui, end = self.server.gui, max(self.stage.seconds, 1e-3)
-        gui.configure_theme(show_logo=False, brand_color=(86, 130, 163))
+        gui.configure_theme(**THEME)
         self._slider = gui.add_slider("Time (s)", min=0.0, max=round(end, 3), step=0.001, initial_value=0.0)
         self._button = gui.add_button("Pause", icon=None)
         self._speed = gui.add_dropdown("Speed", ("0.1×", "0.25×", "0.5×", "1×", "2×"), initial_value="1×")

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from vadis import rotation
+from vadis.access import Access, page_url
 from vadis.errors import VadisError
 from vadis.motion import Motion
 from vadis.pipelines.player import Player
 from vadis.pipelines.stream import StreamFrames
 from vadis.skeleton import smpl22
 from vadis.viewer.mannequin import build_mannequin
-from vadis.viewer.stage import start_server, stop_server
+from vadis.viewer.stage import THEME, start_server, stop_server
 
 PICTURES_A_SECOND = 30
 CELL = 1.0
@@ -26,11 +27,13 @@ CELL = 1.0
 class LiveBody:
     """The mannequin on a floor that passes under it: `start()`, `url`, `stop()`. Also a context manager."""
 
-    def __init__(self, player: Player, port: int = 8080, host: str = "127.0.0.1") -> None:
-        """`port`: the next free one is taken when it is busy; 0 takes any. Raises MissingExtra without viser."""
-        self.player, self.server = player, start_server(host, port)
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        self.url = f"http://{shown}:{self.server.get_port()}"
+    def __init__(self, player: Player, port: int = 8080, host: str = "127.0.0.1", access: Access | None = None) -> None:
+        """`port`: the next free one is taken when it is busy; 0 takes any. `access`: None is `Access.at(host)`.
+
+        Raises MissingExtra without viser, VadisError when it can't listen.
+        """
+        self.player, self.server = player, start_server(host, port, access)
+        self.url = page_url(host, self.server.get_port(), access and access.token)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._play, name="vadis-live", daemon=True)
         self._shown: tuple[int, int] | None = None
@@ -38,6 +41,7 @@ class LiveBody:
 
     def _build(self) -> None:
         scene, skeleton = self.server.scene, smpl22()
+        self.server.gui.configure_theme(**THEME)
         body, rest = build_mannequin(skeleton), skeleton.rest_positions.numpy()
         scene.set_up_direction("+y")
         self.floor = scene.add_grid(
@@ -106,12 +110,18 @@ class LiveBody:
 class LiveApp(LiveBody):
     """The page of `vadis live`: a text box, pause, a latency read-out, and recordings to download."""
 
-    def __init__(self, player: Player, port: int = 8080, host: str = "127.0.0.1", text: str = "") -> None:
-        super().__init__(player, port, host)
+    def __init__(
+        self,
+        player: Player,
+        port: int = 8080,
+        host: str = "127.0.0.1",
+        text: str = "",
+        access: Access | None = None,
+    ) -> None:
+        super().__init__(player, port, host, access)
         self.recorded: Motion | None = None
         self._told, self._note = 0.0, ""
         gui = self.server.gui
-        gui.configure_theme(show_logo=False, brand_color=(86, 130, 163))
         with gui.add_form(None) as form:  # so that Enter does it too
             self.text = gui.add_text("Text", initial_value=text, hint="What the body does, in English")
             self.queue = gui.add_checkbox("After this", initial_value=False, hint="When the motion before has ended")

@@ -1,8 +1,10 @@
 """Web pages: motions recorded into one HTML file that plays anywhere, without a server and without the network."""
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from vadis.access import Access
 from vadis.errors import VadisError
 from vadis.files import atomic_write
 from vadis.motion import Motion
@@ -30,7 +32,8 @@ def write_page(motions: Motion | Sequence[Motion], path: str | Path, titles: str
     if not motions:
         raise VadisError("nothing to view: give at least one motion.")
     names = [titles] if isinstance(titles, str) else titles
-    server = start_server("127.0.0.1", 0)  # the recorder is a server that nobody visits
+    nobody = Access(token=secrets.token_urlsafe())
+    server = start_server("127.0.0.1", 0, nobody)  # the recorder is a server that nobody visits
     try:
         stage = Stage(server, motions, names, hidden_bones=True)
         stage.aim()

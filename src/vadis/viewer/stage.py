@@ -2,15 +2,16 @@
 
 import contextlib
 import io
-import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vadis import rotation
+from vadis.access import Access, free_port
 from vadis.errors import MissingExtra, VadisError
 from vadis.motion import Motion
+from vadis.viewer.gate import guarded
 from vadis.viewer.mannequin import build_mannequin
 from vadis.viewer.sheet import floor_height, on_smpl22, titles_of
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _CLAYS = ((208, 205, 200), (150, 186, 214), (233, 170, 132), (172, 200, 160), (196, 176, 214))
 """sRGB of the first, second, … body: a skinned mesh in viser has one colour."""
+THEME = {"show_logo": False, "show_share_button": False, "brand_color": (86, 130, 163)}
+"""Of the live pages: no button that would open them to the internet."""
 
 
 def require_viser() -> Any:
@@ -31,24 +34,21 @@ def require_viser() -> Any:
     return viser
 
 
-def start_server(host: str, port: int) -> "viser.ViserServer":
-    """A viser server that keeps its banner to itself; port 0 takes any free one."""
+def start_server(host: str, port: int, access: Access | None = None) -> "viser.ViserServer":
+    """A viser server that keeps its banner to itself and lets in whom `access` does, by default `Access.at(host)`.
+
+    `port`: the next free one is taken when it is busy; 0 takes any. Raises VadisError when it can't listen.
+    """
     viser = require_viser()
-    with contextlib.redirect_stdout(io.StringIO()):
-        return viser.ViserServer(host=host, port=port or free_port(host), label="vadis", verbose=False)
+    port = free_port(host, port, tries=100 if port else 1)
+    with guarded(access or Access.at(host)), contextlib.redirect_stdout(io.StringIO()):
+        return viser.ViserServer(host=host, port=port, label="vadis", verbose=False)
 
 
 def stop_server(server: "viser.ViserServer") -> None:
     """Close a server as quietly as it was opened."""
     with contextlib.redirect_stdout(io.StringIO()):
         server.stop()
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 class Stage:
