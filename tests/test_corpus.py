@@ -134,7 +134,7 @@ def test_bad_clips_are_refused(tmp_path):
         writer.reject("a", "too short")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(FileError, match="is not a corpus"), CorpusWriter(tmp_path / "home"):
+    with pytest.raises(FileError, match="has no corpus.json"), CorpusWriter(tmp_path / "home"):
         pass
     assert (tmp_path / "home" / "letter.txt").exists()
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -124,11 +125,15 @@ def test_rows_are_read_and_checked_in_one_go(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
-    with only_run(tmp_path / "out"):
-        with pytest.raises(FileError, match=f"process {os.getpid()} on "), only_run(tmp_path / "out"):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with only_run(tmp_path / "out"), ThreadPoolExecutor(1) as thread:
+        for name in ("out", "link"):
+            with pytest.raises(FileError, match=f"process {os.getpid()} on "):
+                thread.submit(lambda name=name: only_run(tmp_path / name).__enter__()).result()
+        with only_run(tmp_path / "out"), only_run(tmp_path / "other"):
             pass
-        with only_run(tmp_path / "other"):
-            pass
+        assert (tmp_path / ".out.vadis-lock").exists()
+    (tmp_path / "link").unlink()
     with only_run(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
@@ -148,7 +153,7 @@ def test_a_lock_of_a_dead_process_does_not_block(tmp_path: Path) -> None:
         pass
     child.kill()
     child.wait()
-    assert [p.name for p in tmp_path.iterdir()] == [".out.lock"]
+    assert [p.name for p in tmp_path.iterdir()] == [".out.vadis-lock"]
     with only_run(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())

@@ -1,59 +1,225 @@
-"""Writing without half-written results: a temporary name beside the target, renamed when everything is on disk."""
+"""Writing without half-written results: work is done under a hidden name beside the target and renamed when it is whole.
 
+    .NAME.vadis-lock       who is writing the folder NAME now (`vadis.locks`)
+    .NAME.vadis-partial/   a folder in the making; with `work` what a later run goes on with
+    .NAME.vadis-old/       the older folder while it is replaced, on systems that can't exchange two folders in one step
+    .NAME.vadis-0/         a file in the making
+
+All are gone after a run that ended well. What a killed run leaves is recognised by these names and by nobody holding the
+lock, and removed or continued by the next run that writes the same target.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
 import os
+import re
 import shutil
-import tempfile
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
-from vadis.errors import FileError
+from vadis.errors import FileError, VadisError
+from vadis.locks import acquire, beside, only_run, release
+
+WORK = ".work"
+"""Folder inside a folder in the making for what only a later run needs; it never gets into the result."""
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+@contextmanager
+def writing(path: str | Path, *places: Path) -> Iterator[None]:
+    """Turn what a full, read-only or broken disk raises in the block into FileError that names `path`.
+
+    `places` are where the block writes: any trouble of the system with a file there counts. Other errors pass through.
+    """
+    try:
+        yield
+    except VadisError:
+        raise
+    except Exception as error:
+        why = _disk_problem(error, places or (Path(path),))
+        if why is None:
+            raise
+        raise FileError(
+            f"can't write {path}: {why}. Free space, or choose a folder that you may write to; what was there is unharmed."
+        ) from error
+
+
+def _disk_problem(error: BaseException | None, places: tuple[Path, ...]) -> str | None:
+    """What was wrong with the disk, in words; None when it is something else. Writers in C++ and Rust hide it in a chain."""
+    name = error.filename if isinstance(error, OSError) else None
+    if isinstance(name, str | os.PathLike) and any(Path(name).is_relative_to(place) for place in places):
+        return getattr(error, "strerror", None) or str(error)
+    for _ in range(8):
+        if error is None:
+            return None
+        if isinstance(error, OSError):
+            if error.filename is None and error.errno in _DISK:
+                return error.strerror or str(error)
+            if short := re.fullmatch(r"(\d+) requested and (\d+) written", str(error)):  # numpy, without a number
+                return f"only {short[2]} of {short[1]} values could be written (is the disk full?)"
+        elif number := re.search(r"\(os error (\d+)\)", str(error)):  # Rust
+            return os.strerror(int(number[1]))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit it replaces `path`, on an error it is removed.
+    """Yield a temporary path of the same name; on a clean exit it replaces `path`, on an error it is removed.
 
-    The temporary name keeps the suffix of `path`, so writers that look at the suffix work unchanged.
-    Raises FileError when the folder can't be made or written.
+    Raises FileError when the folder can't be made or written, or the disk is full.
     """
     path = Path(path)
-    try:
+    with writing(path, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise FileError(
-            f"can't write {path}: {error.strerror or error}. Choose a folder that you may write to."
-        ) from error
-    os.close(handle)
-    os.chmod(name, 0o644)  # mkstemp makes private files; results are meant to be shared
+        folder, lock = _own_folder(path)
+    made, mark = folder / path.name, folder / "lock"
     try:
-        yield Path(name)
-        os.replace(name, path)
+        with writing(path, folder, path):
+            yield made
+            os.chmod(made, stat.S_IMODE(os.stat(mark).st_mode))  # as any new file; some writers make private ones
+            os.replace(made, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        for rest in folder.iterdir():
+            if rest != mark:
+                _remove(rest)
+        release(mark, lock)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _own_folder(path: Path) -> tuple[Path, int]:
+    """A hidden folder beside `path` that no other living writer has, emptied, and the descriptor of its lock."""
+    for number in count():
+        folder = beside(path, str(number))
+        while True:
+            folder.mkdir(exist_ok=True)
+            try:
+                lock = acquire(folder / "lock")
+            except FileNotFoundError:  # its holder has just removed it
+                continue
+            break
+        if lock is not None:
+            for rest in folder.iterdir():  # of a writer that was killed
+                if rest.name != "lock":
+                    _remove(rest)
+            return folder, lock
+    raise AssertionError  # count() has no end
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on a clean exit it takes the place of `path` (an older one is replaced)."""
-    path = Path(path)
+def atomic_folder(path: str | Path, work: str | None = None, ours: str | None = None) -> Iterator[Path]:
+    """Yield a work folder beside `path`; on a clean exit it takes the place of `path` (an older folder is replaced).
+
+    The lock of `path` is held meanwhile (`vadis.locks.only_run`).
+
+    Args:
+        work: says what is being made. Then an error or a kill leaves the work folder, and the next call with the same text
+            goes on in it; notes for that belong into its subfolder WORK. Any other work found there is removed.
+        ours: name of a file that the folder must hold to be replaced, so that a mistyped path costs nobody their files.
+
+    Raises FileError when another run writes there, `path` holds other files, it can't be written, or the disk is full.
+    """
+    path = Path(os.path.realpath(path))
+    work = None if work is None else hashlib.sha256(work.encode()).hexdigest()
+    with only_run(path):
+        folder, title = beside(path, "partial"), beside(path, "partial") / WORK / "title"
+        with writing(path, path.parent):
+            recover(path)
+            if ours and path.exists() and not (path / ours).exists() and (path.is_file() or any(path.iterdir())):
+                raise FileError(
+                    f"{path} exists and has no {ours}: name another folder, this one will not be overwritten."
+                )
+            if work is None or not _says(title, work):
+                _remove(folder)
+                folder.mkdir()
+                if work is not None:
+                    title.parent.mkdir()
+                    title.write_text(work, encoding="utf-8")
+        try:
+            with writing(path, folder, path):
+                yield folder
+                _settle(folder)
+                _remove(folder / WORK)
+                _take_place(folder, path)
+        except BaseException:
+            if work is None:
+                _remove(folder)
+            raise
+
+
+def stamp(*paths: str | Path) -> list[list[str | int]]:
+    """Name, size and time of files, of folders of all files below: says whether partial work still belongs to its inputs."""
+    found: list[list[str | int]] = []
+    for path in map(Path, paths):
+        for place in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            facts = place.stat()
+            if stat.S_ISREG(facts.st_mode):
+                found.append([os.path.abspath(place), facts.st_size, facts.st_mtime_ns])
+    return found
+
+
+def recover(path: Path) -> None:
+    """Put back the folder `path` that a killed run had moved aside, or remove what it had replaced. Needs the lock."""
+    old = beside(path, "old")
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    _remove(old)
+
+
+def _says(title: Path, work: str) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
-    except OSError as error:
-        raise FileError(
-            f"can't write {path}: {error.strerror or error}. Choose a folder that you may write to."
-        ) from error
-    os.chmod(temporary, 0o755)
+        return title.read_text(encoding="utf-8") == work
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _settle(folder: Path) -> None:
+    """Have everything in `folder` on the disk before it gets its name; so a disk that is full says so now, not later."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for root, _, names in os.walk(folder):
+        for name in names:
+            place = Path(root) / name
+            if place.is_symlink():
+                continue
+            os.chmod(place, mode)  # as any new file; some writers make private ones
+            with place.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _take_place(new: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(new, path)
+    elif _exchange(new, path):
+        _remove(new)  # which is the older one now
+    else:
+        old = beside(path, "old")
+        os.replace(path, old)
+        os.replace(new, path)
+        _remove(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two folders change names in one step; False where the system or its file system can't."""
     try:
-        yield temporary
-        if path.is_dir():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-old-", dir=path.parent))
-            os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if sys.platform == "linux":
+            call, here = ctypes.CDLL(None).renameat2, -100  # AT_FDCWD
+            return call(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(2)) == 0  # RENAME_EXCHANGE
+        if sys.platform == "darwin":
+            return ctypes.CDLL(None).renamex_np(os.fsencode(a), os.fsencode(b), ctypes.c_uint(2)) == 0  # RENAME_SWAP
+    except AttributeError:  # an old C library
+        pass
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from vadis.checkpoint import load_strictly
 from vadis.component import build_config
 from vadis.errors import FileError, ModelError
 from vadis.files import atomic_folder, atomic_write
+from vadis.locks import only_run
 
 FORMAT = "1"
 SHARD_BYTES = 5_000_000_000
@@ -85,7 +86,8 @@ def save_pretrained(component: nn.Module, folder: str | Path) -> None:
         with atomic_folder(folder) as temporary:
             _write_component(component, temporary)
     else:
-        _write_component(component, folder)
+        with only_run(folder):
+            _write_component(component, folder)
 
 
 def _write_component(component: Any, folder: Path) -> None:
@@ -150,11 +152,12 @@ def save_bundle(
     class_name: str,
     parts: Mapping[str, Any],
     generation_config: Mapping[str, Any] | None = None,
+    card: str = "",
     **extra: Any,
 ) -> None:
     """Write a bundle: `parts` name → component, {"hub": id} or None; `extra` goes into model_index.json with a leading `_`.
 
-    An older bundle at `folder` is replaced as a whole, but its card is kept.
+    An older bundle at `folder` is replaced as a whole, but its card is kept unless there is another.
     """
     import vadis
 
@@ -172,7 +175,9 @@ def save_bundle(
                 index[name] = part
         if generation_config is not None:
             write_json(temporary / "generation_config.json", generation_config)
-        if (folder / "README.md").is_file():
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+        elif (folder / "README.md").is_file():
             (temporary / "README.md").write_bytes((folder / "README.md").read_bytes())
         write_json(temporary / "model_index.json", index)
 

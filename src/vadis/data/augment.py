@@ -18,6 +18,7 @@ from vadis.data.captions import automatic_captions, facts, mirror_text
 from vadis.data.clean import MAX_SPEED
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.errors import VadisError
+from vadis.files import stamp
 from vadis.metrics.kinematics import ATTRIBUTES, kinematic_plan
 from vadis.motion import Motion
 from vadis.representations import representation as find_representation
@@ -305,7 +306,7 @@ def augment_corpus(
         plans.append(("val", options.validation_clips, {"segment": 0.7, "crop": 0.3}))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        CorpusWriter(out, rep.name, rep.fps, about, resume=True) as writer,
+        CorpusWriter(out, rep.name, rep.fps, about, resume=True, inputs=[stamp(corpus.path), corpus.ids]) as writer,
         Progress(*columns, disable=not progress, transient=True) as bar,
     ):
         for split, count, recipes in plans:

@@ -20,6 +20,7 @@ from vadis.data.captions import mirror_text
 from vadis.data.clean import repair
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.errors import FileError, VadisError
+from vadis.files import stamp
 from vadis.io import load_motion
 from vadis.io.archive import iter_motion_files
 from vadis.motion import Motion
@@ -169,9 +170,10 @@ def build_corpus(
     splits = assign_splits([group_of(n) for n in names], options.validation_every)
     about = {"sources": [Path(s).name for s in sources], "captions": [Path(c).name for c in captions],
              "options": {k: getattr(options, k) for k in options.__dataclass_fields__}}  # fmt: skip
+    inputs = stamp(*sources, *captions, *([manifest] if manifest else []))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        CorpusWriter(out, options.representation, rep.fps, about, resume=True) as writer,
+        CorpusWriter(out, options.representation, rep.fps, about, resume=True, inputs=inputs) as writer,
         Progress(*columns, disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("building", total=total)

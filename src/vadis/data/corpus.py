@@ -12,9 +12,9 @@ Letters: B clips, T frames, D features a frame.
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vadis.errors import FileError, ShapeError, VadisError
-from vadis.files import atomic_write
+from vadis.files import WORK, atomic_folder, atomic_write
 
 VERSION = 1
 HEADER = 128  # bytes before the data of a shard: room for any shape, so the header can be rewritten in place
@@ -70,11 +70,10 @@ def npy_header(frames: int, dim: int) -> bytes:
 class CorpusWriter:
     """Write a corpus clip by clip; nothing appears at `path` before everything is on disk.
 
-    Used as a context manager. Work goes to a folder beside `path` (`.NAME.partial`) that takes its place on a clean
-    exit. On an error that folder is removed, unless `resume` is true: then it stays, and a later writer with
-    `resume=True` and the same `about` carries on where it stopped (`clip_id in writer` is true for what needs no second
-    visit, kept or rejected alike).
-    The same calls in the same order give the same bytes.
+    Used as a context manager, which holds the folder's lock. Work goes to a folder beside `path` that takes its place on
+    a clean exit (`vadis.files.atomic_folder`). On an error that folder is removed, unless `resume` is true: then it stays,
+    and a later writer with `resume=True` and the same `about` carries on after the last clip (`clip_id in writer` is true
+    for what needs no second visit, kept or rejected alike). The same calls in the same order give the same bytes.
 
     Args:
         path: folder of the corpus; an older corpus there is replaced.
@@ -82,9 +81,11 @@ class CorpusWriter:
         fps: frames a second of the features.
         about: free facts for `corpus.json` (recipe, command, data sets).
         resume: keep and continue partial work.
+        inputs: what the clips are made of beyond `about` (e.g. `vadis.files.stamp`); partial work from others is dropped.
         shard_bytes: upper bound of a shard's size.
 
-    Raises VadisError for repeated ids, ShapeError for features that are not (T, D) or not finite in float16.
+    Raises VadisError for repeated ids, ShapeError for features that are not (T, D) or not finite in float16, FileError
+    when `path` is another run's or no corpus, can't be written, or the disk is full.
     """
 
     def __init__(
@@ -95,10 +96,11 @@ class CorpusWriter:
         about: Mapping[str, Any] | None = None,
         resume: bool = False,
         shard_bytes: int = 2_000_000_000,
+        inputs: Any = None,
     ) -> None:
         self.path = Path(path)
         self.representation, self.fps, self.about = representation, float(fps), dict(about or {})
-        self.resume, self.shard_bytes = resume, shard_bytes
+        self.resume, self.shard_bytes, self.inputs = resume, shard_bytes, inputs
         self.dim = 0
         self.rejected: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
@@ -106,36 +108,32 @@ class CorpusWriter:
         self._shard: BinaryIO | None = None
         self._shard_frames = 0
         self._shards = 0
-        self._folder = self.path.parent / f".{self.path.name}.partial"
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        if self.path.exists() and not (self.path / "corpus.json").exists() and any(self.path.iterdir()):
-            raise FileError(
-                f"{self.path} exists and is not a corpus. Choose another folder; this one will not be overwritten."
-            )
-        journal = self._folder / "journal.jsonl"
-        work = {"representation": self.representation, "fps": self.fps, "about": self.about}
-        title = json.dumps(work, sort_keys=True, default=str)
-        if self.resume and journal.exists() and journal.read_text(encoding="utf-8").split("\n", 1)[0] == title:
-            self._recover(journal)
-            self._journal = journal.open("a", encoding="utf-8")
-        else:  # nothing there, or the rest of other work: other sources, other options
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(parents=True)
-            self._journal = journal.open("a", encoding="utf-8")
-            self._journal.write(title + "\n")
+        work = {"representation": self.representation, "fps": self.fps, "about": self.about, "inputs": self.inputs}
+        title = json.dumps(work, sort_keys=True, default=str) if self.resume else None
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(atomic_folder(self.path, title, ours="corpus.json"))
+            if self.resume:
+                journal = self._folder / WORK / "journal.jsonl"
+                if journal.exists():
+                    self._recover(journal)
+                self._journal = stack.enter_context(journal.open("a", encoding="utf-8"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            self._close_shard()
-            self._journal.close()
-            if kind is None:
+        with self._stack:  # the work folder takes its place at the very end
+            try:
+                if error is not None:
+                    raise error
+                self._close_shard()
                 self._finish()
-        finally:
-            # An interrupted resumable build keeps its work; everything else leaves no trace.
-            if (kind is None or not self.resume) and self._folder.exists():
-                shutil.rmtree(self._folder, ignore_errors=True)
+            finally:
+                if self._shard is not None:
+                    with suppress(OSError):  # a full disk, of which the error in hand speaks already
+                        self._shard.close()
 
     @property
     def folder(self) -> Path:
@@ -213,10 +211,11 @@ class CorpusWriter:
             self._note({"rejected": clip_id, "reason": reason})
 
     def _note(self, entry: dict[str, Any]) -> None:
-        self._journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        if self.resume and len(self._seen) % 100 == 0:  # data first, then the line that speaks of it
+        """Hand a clip over to the system, so that a kill can't take it: data first, then the line that speaks of them."""
+        if self.resume:
             if self._shard is not None:
                 self._shard.flush()
+            self._journal.write(json.dumps(entry) + "\n")
             self._journal.flush()
 
     def _close_shard(self) -> None:
@@ -228,12 +227,11 @@ class CorpusWriter:
 
     def _recover(self, journal: Path) -> None:
         """Read back the journal, believing only lines whose data are wholly on disk."""
-        title, *lines = journal.read_text(encoding="utf-8").splitlines()
-        kept: list[str] = [title]
-        for line in lines:
+        kept: list[str] = []
+        for line in journal.read_text(encoding="utf-8").split("\n"):
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except json.JSONDecodeError:  # cut by the kill
                 break
             if "rejected" in entry:
                 self.rejected[entry["reason"]] += 1
@@ -287,13 +285,9 @@ class CorpusWriter:
         (self._folder / "corpus.json").write_text(
             json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        (self._folder / "journal.jsonl").unlink()
         for stray in self._folder.glob("shard-*.npy"):  # from a resumed run that had got further than its journal
             if int(stray.stem[6:]) >= self._shards:
                 stray.unlink()
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self._folder.rename(self.path)
 
     def _statistics(self) -> tuple[list[float], list[float]]:
         """Mean and std (D,) by the representation's own rule, over evenly picked train clips (or all clips)."""

@@ -152,7 +152,7 @@ def extract_latents(
     parts: list[np.ndarray] = []
     plans: list[np.ndarray] = []
     left_out: Counter[str] = Counter()
-    with atomic_folder(out) as folder, _Progress(progress) as show:
+    with atomic_folder(out, ours="latents.json") as folder, _Progress(progress) as show:
         for path, corpus in opened.items():
             _check(tokenizer, corpus)
             found = _encode(corpus, tokenizer, generator, min_frames, show, left_out)

@@ -22,7 +22,8 @@ import torch
 
 from vadis.data.token_corpus import TokenCorpus, write_streams
 from vadis.errors import FileError, VadisError
-from vadis.files import atomic_write
+from vadis.files import atomic_write, writing
+from vadis.locks import only_run
 from vadis.tokenizers.dsft_sequence import (
     LENGTH_STEP,
     RESERVED,
@@ -311,7 +312,7 @@ def _write_set(out: str | Path, rows: Any) -> Written:
     """Write (split, row) pairs to their files as they come."""
     dropped: Counter[str] = Counter()
     counts = Counter(train=0, val=0)
-    with ExitStack() as stack:
+    with only_run(out), writing(out, Path(out)), ExitStack() as stack:
         files = {}
         for split in counts:
             temporary = stack.enter_context(atomic_write(Path(out) / f"{split}.jsonl"))
@@ -321,7 +322,7 @@ def _write_set(out: str | Path, rows: Any) -> Written:
             counts[split] += 1
         if not sum(counts.values()):
             raise VadisError(f"no row is left to write: {dict(dropped) or 'there are no entries'}.")
-    write_names(Path(out) / NAMES)
+        write_names(Path(out) / NAMES)
     return Written(counts["train"], counts["val"], {why: n for why, n in dropped.items() if n})
 
 

@@ -68,7 +68,7 @@ def tokenize_corpus(
     if not segments:
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "it has no clips"
         raise VadisError(f"nothing of {corpus.path} can be tokenised: {reasons}.")
-    with atomic_folder(out) as folder, _Progress(progress) as show:
+    with atomic_folder(out, ours="tokens.json") as folder, _Progress(progress) as show:
         if streams:
             base, steps = _write_streams(corpus, tokenizer, segments, folder, show)
         else:
@@ -115,7 +115,7 @@ def write_streams(out: str | Path, tokenizer: Any, clips: Iterable[Mapping[str, 
         pieces.append(_stream_row(encoded))
     if not rows:
         raise VadisError("there are no clips to write: check what the rows were read from.")
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, ours="tokens.json") as folder:
         np.save(folder / "tokens.npy", np.concatenate(pieces)[:, None])
         _write_pages(folder, tokenizer, rows, list(ids), {"about": about})
     return TokenCorpus.open(out)

@@ -86,7 +86,7 @@ def encode_corpus(
         raise VadisError(f"nothing of {corpus.path} can be encoded: {reasons}.")
     steps = [s.frames // per_token for s in segments]
     firsts = np.concatenate([[0], np.cumsum(steps)])
-    with atomic_folder(out) as folder, _Progress(progress) as show:
+    with atomic_folder(out, ours="encoded.json") as folder, _Progress(progress) as show:
         _write_tokens(corpus, tokenizer, segments, steps, firsts, folder, show)
         places = _write_texts(text_encoder, texts, folder, show)
         if plan is not None:

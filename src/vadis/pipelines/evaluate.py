@@ -5,6 +5,7 @@ motions go through the same measurements and stand beside the result.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from vadis.evaluation.sources import (
     check_fit,
     model_identity,
 )
+from vadis.locks import only_run
 
 EMBEDDED = {"fid", "retrieval", "diversity", "multimodality"}
 
@@ -82,76 +84,78 @@ def evaluate(
         progress: called with stage, done, total.
 
     Raises VadisError (with the cure) for a protocol that doesn't fit the representation, different sets of ids, captions
-    without motion, work of other settings in `out`; metrics that have too few items are named in `report.unavailable`.
+    without motion, work of other settings in `out`, another run that works there; metrics that have too few items are
+    named in `report.unavailable`.
     """
-    clock = Clock()
-    plan = load_protocol(protocol)
-    plan = replace(plan, repeats=repeats) if repeats is not None else plan
-    reference = _limited(_reference(data, plan, split, kinds), limit)
-    source = _source(model, plan, reference, partial, settings, device)
-    encoder = _evaluator(evaluator, plan, device)
-    sets = _sets(source, plan, generations)
-    identity = {
-        "protocol": model_identity(replace(plan, repeats=1)),
-        "model": source.identity,
-        "evaluator": "" if encoder is None else model_identity(encoder[1]),
-        "data": reference.identity,
-    }
     folder = None if out is None else Path(out)
-    work = Work(folder, identity, overwrite)
-    run = Run(plan, reference, source, encoder[1] if encoder else None, work, batch_size, progress, clock)
-    measured = [run.seed(g) for g in range(sets)]
-    figures = measure.SetMetrics(plan)
-    with clock("metrics"):
-        for r in range(plan.repeats if encoder else 0):
-            figures.add(measured[r % sets], r)
-    result = {k: Value.of(v) for k, v in figures.result.items()}
-    truth = {k: Value.of(v) for k, v in figures.real.items()}
-    unavailable = dict(figures.unavailable)
-    for name, row in (("made", result), ("real", truth)):
-        row |= _clip_values(measured, name)
-    result |= run.extras(measured, multimodality, unavailable)
-    notes = []
-    if judge is not None:
-        if plan.task != "prompts":
-            raise VadisError(f"a judge answers the questions of a prompt file; protocol {plan.name} has none.")
-        from vadis.evaluation.judged import judged
+    with nullcontext() if folder is None else only_run(folder):
+        clock = Clock()
+        plan = load_protocol(protocol)
+        plan = replace(plan, repeats=repeats) if repeats is not None else plan
+        reference = _limited(_reference(data, plan, split, kinds), limit)
+        source = _source(model, plan, reference, partial, settings, device)
+        encoder = _evaluator(evaluator, plan, device)
+        sets = _sets(source, plan, generations)
+        identity = {
+            "protocol": model_identity(replace(plan, repeats=1)),
+            "model": source.identity,
+            "evaluator": "" if encoder is None else model_identity(encoder[1]),
+            "data": reference.identity,
+        }
+        work = Work(folder, identity, overwrite)
+        run = Run(plan, reference, source, encoder[1] if encoder else None, work, batch_size, progress, clock)
+        measured = [run.seed(g) for g in range(sets)]
+        figures = measure.SetMetrics(plan)
+        with clock("metrics"):
+            for r in range(plan.repeats if encoder else 0):
+                figures.add(measured[r % sets], r)
+        result = {k: Value.of(v) for k, v in figures.result.items()}
+        truth = {k: Value.of(v) for k, v in figures.real.items()}
+        unavailable = dict(figures.unavailable)
+        for name, row in (("made", result), ("real", truth)):
+            row |= _clip_values(measured, name)
+        result |= run.extras(measured, multimodality, unavailable)
+        notes = []
+        if judge is not None:
+            if plan.task != "prompts":
+                raise VadisError(f"a judge answers the questions of a prompt file; protocol {plan.name} has none.")
+            from vadis.evaluation.judged import judged
 
-        scores = judged(judge, run.made(0), run.draws[0], plan)
-        result |= {k: Value(s.accuracy) for k, s in scores.items()}
-        notes = [
-            f"{s.name}: {s.correct} of {s.total} right, {s.unread} unread, {s.renderer} at {s.fps:g} frames/s."
-            for s in scores.values()
-        ]
-        identity["judge"] = "/".join(f"{s.name} {s.parse} {s.prompt_hash}" for s in scores.values())
-    if real is not None and reference.read is None:
-        truth |= _real_row(real, plan, split, kinds)
-    if encoder is None and EMBEDDED & set(plan.metrics):
-        unavailable |= {k: "no evaluator was used." for k in ("fid", "r1", "diversity") if _asked(k, plan)}
-    if not result:
-        reasons = " ".join(dict.fromkeys(unavailable.values())) or "the protocol asks for none."
-        raise VadisError(f"no metric of protocol {plan.name} can be measured: {reasons}")
-    report = Report(
-        model=source.name,
-        protocol=asdict(plan),
-        evaluator=encoder[0] if encoder else "none",
-        data=reference.name,
-        items=len(run.draws[0]),
-        result=result,
-        real=truth,
-        unavailable=unavailable,
-        notes=tuple(_notes(plan, reference, source, sets, encoder, run) + figures.notes + notes),
-        identity=identity,
-        settings=_settings(plan, sets, kinds, limit, settings),
-        timing=clock.seconds,
-        clips=run.shown(measured[0]),
-    )
-    if folder is not None:
-        from vadis.evaluation.page import write_page
+            scores = judged(judge, run.made(0), run.draws[0], plan)
+            result |= {k: Value(s.accuracy) for k, s in scores.items()}
+            notes = [
+                f"{s.name}: {s.correct} of {s.total} right, {s.unread} unread, {s.renderer} at {s.fps:g} frames/s."
+                for s in scores.values()
+            ]
+            identity["judge"] = "/".join(f"{s.name} {s.parse} {s.prompt_hash}" for s in scores.values())
+        if real is not None and reference.read is None:
+            truth |= _real_row(real, plan, split, kinds)
+        if encoder is None and EMBEDDED & set(plan.metrics):
+            unavailable |= {k: "no evaluator was used." for k in ("fid", "r1", "diversity") if _asked(k, plan)}
+        if not result:
+            reasons = " ".join(dict.fromkeys(unavailable.values())) or "the protocol asks for none."
+            raise VadisError(f"no metric of protocol {plan.name} can be measured: {reasons}")
+        report = Report(
+            model=source.name,
+            protocol=asdict(plan),
+            evaluator=encoder[0] if encoder else "none",
+            data=reference.name,
+            items=len(run.draws[0]),
+            result=result,
+            real=truth,
+            unavailable=unavailable,
+            notes=tuple(_notes(plan, reference, source, sets, encoder, run) + figures.notes + notes),
+            identity=identity,
+            settings=_settings(plan, sets, kinds, limit, settings),
+            timing=clock.seconds,
+            clips=run.shown(measured[0]),
+        )
+        if folder is not None:
+            from vadis.evaluation.page import write_page
 
-        report.save(folder)
-        write_page(report, folder, run.real(0), run.made(0), pictures)
-    return report
+            report.save(folder)
+            write_page(report, folder, run.real(0), run.made(0), pictures)
+        return report
 
 
 # ---- what is evaluated, against what, by whom

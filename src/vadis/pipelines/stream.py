@@ -269,9 +269,7 @@ class MotionStreamPipeline:
         if self.planner is not None:
             parts["planner"] = self.planner
         parts["text_encoder"] = {"name": self.config.text_encoder}
-        save_bundle(folder, "MotionStreamPipeline", parts, asdict(self.config))
-        if card:
-            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        save_bundle(folder, "MotionStreamPipeline", parts, asdict(self.config), card)
 
     def stream(
         self, prompts: str | Sequence[str] = (), *, seed: int | None = None, history: Tensor | None = None

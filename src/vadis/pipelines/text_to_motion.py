@@ -137,16 +137,13 @@ class TextToMotionPipeline:
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> None:
         """Write the bundle: `model_index.json`, a folder a part, `generation_config.json`, and `card` as README.md."""
-        from vadis.hub import save_bundle, write_json
+        from vadis.hub import save_bundle
 
         parts = {"tokenizer": self.tokenizer, "generator": self.generator}
         if self.planner is not None:
             parts["planner"] = self.planner
         encoder = {"name": self.config.text_encoder} | ({"hub": str(self._text_source)} if self._text_source else {})
-        save_bundle(folder, "TextToMotionPipeline", parts | {"text_encoder": encoder})
-        write_json(Path(folder) / "generation_config.json", asdict(self.config))
-        if card:
-            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        save_bundle(folder, "TextToMotionPipeline", parts | {"text_encoder": encoder}, asdict(self.config), card)
 
     # ---- the call
 

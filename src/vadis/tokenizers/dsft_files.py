@@ -22,6 +22,7 @@ import numpy as np
 from vadis.component import build_config
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import atomic_folder, atomic_write
+from vadis.locks import only_run
 from vadis.tokenizers.dsft import STREAMS, DSFTTokenizer, fps_of
 from vadis.tokenizers.dsft_codec import ByteLevelBPE, Codec, IntegerBPE
 from vadis.tokenizers.dsft_sequence import Encoded, from_tokenized, tokenized_page
@@ -60,7 +61,8 @@ def save(tok: DSFTTokenizer, folder: str | Path) -> None:
     if folder.is_file():
         raise FileError(f"{folder} is a file: name a folder to save to.")
     if folder.exists():
-        _write(tok, folder)
+        with only_run(folder):
+            _write(tok, folder)
     else:
         with atomic_folder(folder) as temporary:
             _write(tok, temporary)

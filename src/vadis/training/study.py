@@ -32,6 +32,7 @@ from torch import nn
 
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_write
+from vadis.locks import only_run
 from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
 from vadis.training.tasks import TASKS, load_recipe
 
@@ -256,7 +257,8 @@ def is_done(cell: Cell) -> bool:
 def run_study(study: Study, chosen: Sequence[Cell], jobs: int = 1, say: Say = print) -> dict[str, str]:
     """Run the cells that have no result yet; returns what went wrong by the name of the cell.
 
-    With `jobs` above 1 so many processes share the work. Raises KeyboardInterrupt when a training was stopped by a signal.
+    With `jobs` above 1 so many processes share the work. Raises KeyboardInterrupt when a training was stopped by a signal,
+    FileError while another run works in the study's folder.
     """
     unique = list({c.folder: c for c in chosen}.values())
     problems: dict[str, str] = {}
@@ -266,20 +268,29 @@ def run_study(study: Study, chosen: Sequence[Cell], jobs: int = 1, say: Say = pr
             problems[cell.name] = problem
         say(f"{number}/{len(unique)} {cell.name}: {problem or _line(cell)}")
 
-    if jobs == 1:
-        for number, cell in enumerate(unique, 1):
-            note(number, cell, attempt(study, cell))
+    with only_run(study.run):
+        if jobs == 1:
+            for number, cell in enumerate(unique, 1):
+                note(number, cell, attempt(study, cell))
+            return problems
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            waiting = {pool.submit(attempt, study, cell): cell for cell in unique}
+            for number, future in enumerate(as_completed(waiting), 1):
+                error = future.exception()  # a process that died takes its cell with it
+                note(number, waiting[future], f"the process ended ({error})." if error else future.result())
         return problems
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(attempt, study, cell): cell for cell in unique}
-        for number, future in enumerate(as_completed(waiting), 1):
-            error = future.exception()  # a process that died takes its cell with it
-            note(number, waiting[future], f"the process ended ({error})." if error else future.result())
-    return problems
 
 
 def attempt(study: Study, cell: Cell) -> str:
     """Run one cell; returns "" or, for a cell that broke, why in a sentence (with the traceback in `error.txt`)."""
+    try:
+        with only_run(cell.folder):
+            return _attempt(study, cell)
+    except FileError as error:  # another run has the folder, or it can't be written
+        return str(error)
+
+
+def _attempt(study: Study, cell: Cell) -> str:
     from vadis.training.study_cell import run_cell
 
     try:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from vadis.errors import MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder, atomic_write
+from vadis.locks import only_run
 from vadis.training import sharding
 from vadis.training.config import Recipe, as_dict
 from vadis.training.ema import EMA
@@ -123,6 +124,10 @@ class Trainer:
 
     def run(self) -> Path:
         """Train until steps, `stop_at`, budget or a signal end it; leaves a checkpoint and the exported model."""
+        with only_run(self.folder) if self.main else nullcontext():
+            return self._run()
+
+    def _run(self) -> Path:
         r = self.recipe
         self._resume_or_start()
         self.started = time.monotonic()

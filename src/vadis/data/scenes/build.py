@@ -21,7 +21,7 @@ from vadis.data.scenes.pieces import Library
 from vadis.data.scenes.render import SceneRenderer
 from vadis.data.scenes.rooms import Room, Task, plan_room
 from vadis.errors import MissingExtra, VadisError
-from vadis.files import atomic_write
+from vadis.files import atomic_write, stamp
 from vadis.representations import representation
 
 KINDS = {"walk": 0.55, "around": 0.1, "turn": 0.15, "sit": 0.2}
@@ -89,7 +89,7 @@ def build_scenes(corpus: Corpus, out: str | Path, options: SceneOptions | None =
         about = {"from": corpus.path.name, "scenes": asdict(options)}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with (
-            CorpusWriter(out, rep.name, rep.fps, about, resume=True) as writer,
+            CorpusWriter(out, rep.name, rep.fps, about, resume=True, inputs=[stamp(corpus.path), corpus.ids]) as writer,
             Progress(*columns, disable=not progress, transient=True) as bar,
         ):
             (writer.folder / "images").mkdir(exist_ok=True)
