@@ -36,7 +36,13 @@ def damage_file(path: Path, rng: random.Random) -> str:
             data = changed.encode("utf-8", "surrogatepass")
         else:
             data, done = damage_bytes(data, rng)
-    except (ValueError, KeyError, struct.error) as problem:  # a small file that hasn't the part that was to be damaged
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as problem:  # a small file that hasn't the part that was to be damaged
         data, done = damage_bytes(data, rng)
         done += f" (not otherwise: {type(problem).__name__})"
     path.write_bytes(data)

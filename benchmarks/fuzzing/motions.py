@@ -168,7 +168,7 @@ def _make_archive(root: Path) -> None:
 
 
 def _read_archive(folder: Path) -> Any:
-    source = next(iter(folder.iterdir()))
+    source = folder / {"zip": "clips.zip", "folder": "clips"}.get(folder.name, f"clips.tar.{folder.name}")
     return {name: load_motion(path) for name, path in iter_motion_files(source, max_bytes=1 << 28)}
 
 

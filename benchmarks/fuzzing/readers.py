@@ -4,7 +4,7 @@ from importlib import import_module
 
 from fuzzing.run import Reader
 
-GROUPS = ("motions",)
+GROUPS = ("motions", "data", "settings", "models", "requests")
 
 
 def _all() -> dict[str, Reader]:

@@ -27,7 +27,7 @@ def _json(data: bytes, rng: random.Random, lines: bool = False) -> bytes:
     spaces = rng.choice((None, 1, 4)) if not lines else None
     separators = rng.choice(((",", ":"), (" , ", " : ")))
     text = json.dumps(_marked(value, rng), indent=spaces, separators=separators, ensure_ascii=rng.random() < 0.5)
-    text = re.sub(r'"\\u0000([^"]*)"', r"\1", text)
+    text = re.sub(r'"\\u0000number:([^"]*)"', r"\1", text)
     return (text + ("" if lines else rng.choice(("", "\n", "\r\n", " \n\n")))).encode("utf-8", "surrogatepass")
 
 
@@ -83,7 +83,7 @@ def written(number: str, rng: random.Random) -> str:
 def _marked(value: Any, rng: random.Random) -> Any:
     """Numbers with a point as texts that `_json` takes out of their quotes."""
     if isinstance(value, _Number):
-        return "\0" + written(value, rng)
+        return "\0number:" + written(value, rng)
     if isinstance(value, dict):
         return {key: _marked(inner, rng) for key, inner in value.items()}
     return [_marked(inner, rng) for inner in value] if isinstance(value, list) else value

@@ -100,7 +100,8 @@ class Worker:
         self.escaped = ""
 
     def _lay(self, variety: str) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.rmtree(self.home / "case", ignore_errors=True)
+        self.place = self.home / "case" / variety
         shutil.copytree(self.inputs / variety, self.place)
 
     def run(self, number: int) -> Result:
@@ -259,7 +260,10 @@ def _serve(name: str, find: Callable[[str], Reader], home: Path, numbers: list[i
     most = (int(found[1]) << 10 if found else 0) + 6 * GROWTH  # asked for, not used: what is used is measured
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for number in numbers:
-        pipe.send(asdict(worker.run(number)))
+        try:
+            pipe.send(asdict(worker.run(number)))
+        except Exception:  # a fault of the harness itself
+            pipe.send(f"case {number}: {traceback.format_exc()}")
 
 
 # ---- the runner
@@ -288,7 +292,7 @@ def run(name: str, find: Callable[[str], Reader], numbers: list[int], batch: int
                         if ours.poll(WALL_SECONDS):
                             answer = ours.recv()
                             if isinstance(answer, str):
-                                raise SystemExit(f"{name}: the valid inputs can't be made or read.\n{answer}")
+                                raise SystemExit(f"{name}: the harness failed.\n{answer}")
                             yield Result(**answer)
                             rest.pop(0)
                             continue
