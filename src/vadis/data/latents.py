@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vadis import __version__
 from vadis.data.corpus import Corpus
+from vadis.data.parts import Parts
 from vadis.data.tokenize import ROWS, _Progress, _segments, fingerprint
 from vadis.errors import FileError, VadisError
-from vadis.files import atomic_folder
+from vadis.files import atomic_folder, stamp
 from vadis.metrics.kinematics import ATTRIBUTES, plan_rows
 from vadis.representations import representation
 
@@ -139,7 +141,8 @@ def extract_latents(
 
     As published, a clip loses up to three frames at a random offset and its latents are drawn, not means. Sentence vectors
     of an older `out` by the same text encoder are used again. `plan_seconds`: also measure what the body does in windows of
-    at most that length (`vadis.metrics.kinematics`). Raises VadisError when nothing is left.
+    at most that length (`vadis.metrics.kinematics`). Interrupted work is taken up again by the same call. Raises
+    VadisError when nothing is left.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -152,13 +155,22 @@ def extract_latents(
     parts: list[np.ndarray] = []
     plans: list[np.ndarray] = []
     left_out: Counter[str] = Counter()
-    with atomic_folder(out, ours="latents.json") as folder, _Progress(progress) as show:
+    probe = text_encoder.null_sentence().cpu().numpy().tobytes()  # other weights, other numbers
+    facts = (seed, min_frames, plan_seconds, dict(corpora), stamp(*corpora), list(known), fingerprint(tokenizer), probe)
+    work = hashlib.sha256(repr((facts, text_encoder.name, __version__)).encode()).hexdigest()
+    with (
+        atomic_folder(out, work, "latents.json") as folder,
+        Parts(folder, "latents") as steps,
+        Parts(folder, "plans") as plan_steps,
+        Parts(folder, "vectors") as vector_steps,
+        _Progress(progress) as show,
+    ):
         for path, corpus in opened.items():
             _check(tokenizer, corpus)
-            found = _encode(corpus, tokenizer, generator, min_frames, show, left_out)
+            found = _encode(corpus, tokenizer, generator, min_frames, steps, show, left_out)
             mass = sum(r["weights"] for r in found[0])
             per, known_plans = int(tokenizer.frames_per_token), sum(map(len, plans))
-            plans.append(_plans(found[0], found[2], corpus, plan_seconds, per, known_plans, show))
+            plans.append(_plans(found[0], found[2], corpus, plan_seconds, per, known_plans, plan_steps, show))
             for row in found[0]:
                 row["weights"] *= corpora[path] / mass
                 row["said"] = [texts.setdefault(t, len(texts)) for t in row["said"]]
@@ -166,7 +178,7 @@ def extract_latents(
                     row[name] += sum(map(len, parts))
             rows += found[0]
             parts.append(found[1])
-        vectors = _vectors(list(texts), text_encoder, known, show)
+        vectors = _vectors(list(texts), text_encoder, known, vector_steps, show)
         np.save(folder / "latents.npy", np.concatenate(parts))
         np.save(folder / "vectors.npy", vectors)
         np.save(folder / "plans.npy", np.concatenate(plans))
@@ -222,7 +234,13 @@ def _check(tokenizer: Any, corpus: Corpus) -> None:
 
 
 def _encode(
-    corpus: Corpus, tokenizer: Any, generator: torch.Generator, min_frames: int, show: Any, left_out: Counter[str]
+    corpus: Corpus,
+    tokenizer: Any,
+    generator: torch.Generator,
+    min_frames: int,
+    steps: Parts,
+    show: Any,
+    left_out: Counter[str],
 ) -> tuple[list[dict[str, Any]], np.ndarray, list[tuple[int, int]]]:
     """Rows of the index, the latents of one corpus, and the clip and its first frame of every row."""
     per = int(tokenizer.frames_per_token)
@@ -243,13 +261,20 @@ def _encode(
     places: list[tuple[int, int]] = []
     weights, splits, total = corpus.weights, corpus.column("split"), 0
     tokenizer.eval()
-    for start in show(range(0, len(order), ROWS), f"latents of {corpus.path.name}"):
-        chosen = order[start : start + ROWS]
+
+    def make(chosen: list[int]) -> list[np.ndarray]:
         clips = [corpus.frames_of(row, offsets[row]) for row in chosen]
         padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
         made = tokenizer.encode(padded, lengths=[len(c) for c in clips], sample=True, generator=generator).cpu()
-        for row, clip, latent in zip(chosen, clips, made, strict=True):
-            count, starts = len(clip) // per, [0]
+        own = [latent[: len(clip) // per].numpy() for clip, latent in zip(clips, made, strict=True)]
+        return [generator.get_state().numpy(), *own]  # the draws go on from there, also when these are read back
+
+    for start in show(range(0, len(order), ROWS), f"latents of {corpus.path.name}"):
+        chosen = order[start : start + ROWS]
+        state, *made = steps.take(lambda chosen=chosen: make(chosen))
+        generator.set_state(torch.from_numpy(state))
+        for row, latent in zip(chosen, made, strict=True):
+            count, starts = len(latent), [0]
             for segment in sorted(by_clip[row], key=lambda s: (s.first, s.frames)):
                 a = max(0, (segment.first - offsets[row]) // per)
                 b = min(count, (segment.first + segment.frames - offsets[row]) // per)
@@ -265,7 +290,7 @@ def _encode(
                 places.append((row, offsets[row] + a * per))
                 page |= {"ends": b == count, "weights": float(weights[row]) / len(by_clip[row]), "splits": splits[row]}
                 rows.append(page | {"said": [sentences[t] for t in segment.texts], "kinds": list(segment.kinds)})
-            latents.append(latent[:count].numpy())
+            latents.append(latent)
             total += count
     return rows, np.concatenate(latents), places
 
@@ -277,6 +302,7 @@ def _plans(
     seconds: float | None,
     per: int,
     start: int,
+    steps: Parts,
     show: Any,
 ) -> np.ndarray:
     """Plans (windows, A) of all segments; `rows` get their "plan", counted from `start`."""
@@ -285,17 +311,22 @@ def _plans(
             row["plan"] = 0
         return np.zeros((0, len(ATTRIBUTES)), np.float32)
     rep = representation(corpus.representation)
-    made: list[Tensor] = []
+    made: list[np.ndarray] = []
     clip, positions = -1, torch.empty(0)
-    for row, (number, first) in zip(rows, show(places, f"plans of {corpus.path.name}"), strict=True):
+
+    def make(number: int, spans: list[tuple[int, int]]) -> list[np.ndarray]:
+        nonlocal clip, positions
         if number != clip:
             clip, positions = number, rep.positions(corpus.frames_of(number))
+        return [plan_rows(positions, corpus.fps, spans).numpy()]
+
+    for row, (number, first) in zip(rows, show(places, f"plans of {corpus.path.name}"), strict=True):
         stop = first + (row["stop"] - row["first"]) * per
         begins = range(first, stop, PLAN_STRIDE * per)
         spans = [(a, min(a + round(seconds * corpus.fps), stop)) for a in begins]
         row["plan"], start = start, start + len(spans)
-        made.append(plan_rows(positions, corpus.fps, spans))
-    return torch.cat(made).numpy()
+        made += steps.take(lambda number=number, spans=spans: make(number, spans))
+    return np.concatenate(made)
 
 
 def _known_vectors(folder: Path, text_encoder: Any) -> dict[str, np.ndarray]:
@@ -310,9 +341,10 @@ def _known_vectors(folder: Path, text_encoder: Any) -> dict[str, np.ndarray]:
         return {}
 
 
-def _vectors(texts: list[str], encoder: Any, known: dict[str, np.ndarray], show: Any) -> np.ndarray:
+def _vectors(texts: list[str], encoder: Any, known: dict[str, np.ndarray], steps: Parts, show: Any) -> np.ndarray:
     lacking = sorted((t for t in texts if t not in known), key=len)
     for start in show(range(0, len(lacking), SENTENCES), "sentences"):
         part = lacking[start : start + SENTENCES]
-        known.update(zip(part, encoder.sentence(part).cpu().numpy().astype(np.float16), strict=True))
+        (made,) = steps.take(lambda part=part: [encoder.sentence(part).cpu().numpy().astype(np.float16)])
+        known.update(zip(part, made, strict=True))
     return np.stack([known[t] for t in texts])

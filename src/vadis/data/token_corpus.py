@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from vadis.data.corpus import Corpus
-from vadis.data.tokenize import ROWS, _features, _plain, _Progress, _Segment, _segments, _write_tokens
+from vadis.data.parts import Parts
+from vadis.data.tokenize import ROWS, _features, _plain, _Progress, _Segment, _segments, _work, _write_tokens
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import atomic_folder
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP, Encoded
@@ -44,6 +45,8 @@ def tokenize_corpus(
 ) -> "TokenCorpus":
     """Tokenise every segment of a corpus once; the folder `out` appears, or is replaced, when all is done.
 
+    Interrupted work is taken up again by the same call.
+
     Args:
         tokenizer: any discrete tokenizer of the corpus' representation and frame rate, DSFT too. For DSFT segments are cut
             to a multiple of 4 frames, which a length token can say.
@@ -53,6 +56,8 @@ def tokenize_corpus(
 
     Raises VadisError when the tokenizer does not fit the corpus or nothing is left.
     """
+    from vadis.generators.motion_ids import MotionTokenizerFacts
+
     if getattr(tokenizer, "continuous", False):
         raise ModelError(f"{type(tokenizer).__name__} makes latents, not tokens: use a discrete tokenizer.")
     if tokenizer.representation != corpus.representation or tokenizer.fps != corpus.fps:
@@ -68,7 +73,8 @@ def tokenize_corpus(
     if not segments:
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "it has no clips"
         raise VadisError(f"nothing of {corpus.path} can be tokenised: {reasons}.")
-    with atomic_folder(out, ours="tokens.json") as folder, _Progress(progress) as show:
+    work = _work(corpus, segments, texts, MotionTokenizerFacts.of(tokenizer))
+    with atomic_folder(out, work, "tokens.json") as folder, _Progress(progress) as show:
         if streams:
             base, steps = _write_streams(corpus, tokenizer, segments, folder, show)
         else:
@@ -134,12 +140,17 @@ def _write_streams(
     for i, segment in enumerate(segments):
         segments[i] = replace(segment, frames=segment.frames // LENGTH_STEP * LENGTH_STEP)
     base, count, pieces = [], [], []
-    for start in show(range(0, len(segments), ROWS), "motion tokens"):
-        clips = [_features(corpus, s) for s in segments[start : start + ROWS]]
-        for encoded in tokenizer.encode_batch(clips):
-            base.append(len(encoded.base_ids))
-            count.append(encoded.num_tokens)
-            pieces.append(_stream_row(encoded))
+
+    def make(part: list[_Segment]) -> list[np.ndarray]:
+        made = tokenizer.encode_batch([_features(corpus, s) for s in part])
+        return [np.array([len(e.base_ids) for e in made]), *map(_stream_row, made)]
+
+    with Parts(folder, "tokens") as parts:
+        for start in show(range(0, len(segments), ROWS), "motion tokens"):
+            bases, *rows = parts.take(lambda start=start: make(segments[start : start + ROWS]))
+            base += bases.tolist()
+            count += map(len, rows)
+            pieces += rows
     np.save(folder / "tokens.npy", np.concatenate(pieces)[:, None])
     return base, count
 

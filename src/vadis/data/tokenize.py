@@ -24,10 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadis.data.corpus import Corpus, npy_header
+from vadis import __version__
+from vadis.data.corpus import HEADER, Corpus, npy_header
+from vadis.data.parts import Parts
 from vadis.data.share import nested_share
-from vadis.errors import FileError, VadisError
-from vadis.files import atomic_folder
+from vadis.errors import FileError, ShapeError, VadisError
+from vadis.files import WORK, atomic_folder, stamp
 
 VERSION = 1
 SLACK = 0.25  # seconds; a caption that leaves out no more at either end speaks of the whole clip
@@ -60,6 +62,8 @@ def encode_corpus(
 ) -> "EncodedCorpus":
     """Tokenise every captioned segment of a corpus; the folder `out` appears, or is replaced, when all is done.
 
+    Interrupted work is taken up again by the same call.
+
     Args:
         tokenizer: a discrete tokenizer of the corpus' representation and frame rate.
         text_encoder: has `name`, `dim`, `max_tokens` and `encode_each`.
@@ -86,7 +90,11 @@ def encode_corpus(
         raise VadisError(f"nothing of {corpus.path} can be encoded: {reasons}.")
     steps = [s.frames // per_token for s in segments]
     firsts = np.concatenate([[0], np.cumsum(steps)])
-    with atomic_folder(out, ours="encoded.json") as folder, _Progress(progress) as show:
+    probes = [next(iter(text_encoder.encode_each(texts[:1])))[1].cpu().numpy()]  # other weights, other numbers
+    if plan is not None:
+        probes += [value.numpy() for value in plan(_features(corpus, segments[0]))]
+    work = _work(corpus, segments, texts, fingerprint(tokenizer), text_encoder.name, *probes)
+    with atomic_folder(out, work, "encoded.json") as folder, _Progress(progress) as show:
         _write_tokens(corpus, tokenizer, segments, steps, firsts, folder, show)
         places = _write_texts(text_encoder, texts, folder, show)
         if plan is not None:
@@ -124,6 +132,14 @@ def encode_corpus(
         }
         (folder / "encoded.json").write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return EncodedCorpus.open(out)
+
+
+def _work(corpus: Corpus, segments: list[_Segment], texts: list[str], *more: Any) -> str:
+    """What is being made of a corpus: partial work of the same is continued."""
+    digest = hashlib.sha256(repr((stamp(corpus.path), corpus.ids, segments, texts, __version__)).encode())
+    for part in more:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -192,46 +208,78 @@ def _write_tokens(
 ) -> None:
     groups = int(tokenizer.tokens_per_step)
     kind = np.uint16 if tokenizer.vocab_size <= 65_536 else np.uint32
-    out = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=kind, shape=(int(firsts[-1]), groups))
+    out = np.empty((int(firsts[-1]), groups), kind)  # not a mapped file: on a full disk that kills the process
     order = sorted(range(len(segments)), key=lambda i: segments[i].frames)  # equal lengths share a call
     was_training = tokenizer.training
     tokenizer.eval()
-    for start in show(range(0, len(order), ROWS), "motion tokens"):
-        part = order[start : start + ROWS]
+
+    def make(part: list[int]) -> list[np.ndarray]:
         clips = [_features(corpus, segments[i]) for i in part]
         padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
         tokens = tokenizer.encode(padded, lengths=[len(c) for c in clips]).cpu()
-        for k, i in enumerate(part):
-            out[firsts[i] : firsts[i] + steps[i]] = tokens[k, : steps[i]].reshape(steps[i], groups).numpy()
+        return [tokens[k, : steps[i]].reshape(steps[i], groups).numpy().astype(kind) for k, i in enumerate(part)]
+
+    with Parts(folder, "tokens") as parts:
+        for start in show(range(0, len(order), ROWS), "motion tokens"):
+            part = order[start : start + ROWS]
+            for i, tokens in zip(part, parts.take(lambda part=part: make(part)), strict=True):
+                out[firsts[i] : firsts[i] + steps[i]] = tokens
     tokenizer.train(was_training)
-    out.flush()
+    np.save(folder / "tokens.npy", out)
 
 
 def _write_texts(encoder: Any, texts: list[str], folder: Path, show: Any) -> list[tuple[int, int]]:
     """Write the features in the order they come; returns (first, tokens) of every sentence."""
+    path, journal = folder / "text.npy", folder / WORK / "texts"
+    for place in (path, journal):
+        place.touch()
+    done = np.fromfile(journal, np.int64)[: journal.stat().st_size // 16 * 2].reshape(-1, 2)  # text, tokens
+    room = (path.stat().st_size - HEADER) // (2 * encoder.dim)
+    done = done[np.cumsum(done[:, 1]) <= room]  # what a kill cut is made again
     places: list[tuple[int, int]] = [(0, 0)] * len(texts)
     total = 0
-    with (folder / "text.npy").open("wb") as file:
-        file.write(npy_header(0, encoder.dim))
-        for i, features in show(encoder.encode_each(texts), "sentences", len(texts)):
+    for i, tokens in done.tolist():
+        places[i] = (total, tokens)
+        total += tokens
+    with path.open("r+b") as file, journal.open("r+b") as notes:
+        file.truncate(HEADER + total * 2 * encoder.dim)
+        notes.truncate(16 * len(done))
+        file.seek(0, 2)
+        notes.seek(0, 2)
+        rest = encoder.encode_each(texts, len(done)) if len(done) else encoder.encode_each(texts)
+        for i, features in show(rest, "sentences", len(texts) - len(done)):
             places[i] = (total, len(features))
             total += len(features)
             file.write(np.ascontiguousarray(features.cpu().numpy(), dtype="<f2").tobytes())
+            file.flush()  # first the numbers, then what says that they are there
+            notes.write(np.array([i, len(features)], np.int64).tobytes())
+            notes.flush()
         file.seek(0)
         file.write(npy_header(total, encoder.dim))
     return places
 
 
 def _write_plans(corpus: Corpus, plan: PlanFunction, segments: list[_Segment], folder: Path, show: Any) -> None:
-    values: np.ndarray | None = None
-    masks: np.ndarray | None = None
-    for i, segment in enumerate(show(segments, "plans")):
+    def make(segment: _Segment) -> list[np.ndarray]:
         value, mask = plan(_features(corpus, segment))
-        if values is None or masks is None:
-            shape = (len(segments), *(int(n) for n in value.shape))
-            values = np.lib.format.open_memmap(folder / "plan.npy", "w+", dtype=np.float32, shape=shape)
-            masks = np.lib.format.open_memmap(folder / "plan_mask.npy", "w+", dtype=bool, shape=shape)
-        values[i], masks[i] = value.numpy(), mask.numpy()
+        return [value.numpy().astype(np.float32), mask.numpy().astype(bool)]
+
+    with (
+        Parts(folder, "plans") as parts,
+        (folder / "plan.npy").open("wb") as values,
+        (folder / "plan_mask.npy").open("wb") as masks,
+    ):
+        shape: tuple[int, ...] = ()
+        for number, segment in enumerate(show(segments, "plans")):
+            made = parts.take(lambda segment=segment: make(segment))
+            shape = shape or made[0].shape
+            if not made[0].shape == made[1].shape == shape:
+                raise ShapeError(f"plan {number}: {made[0].shape} values, {made[1].shape} mask; the first has {shape}.")
+            for file, array in zip((values, masks), made, strict=True):
+                if not number:
+                    page = np.lib.format.header_data_from_array_1_0(array)
+                    np.lib.format.write_array_header_1_0(file, page | {"shape": (len(segments), *array.shape)})
+                file.write(array.tobytes())
 
 
 class _Progress:

@@ -108,8 +108,11 @@ class TextEncoder:
         return means
 
     @torch.no_grad()
-    def encode_each(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
-        """(index, features (L, H)) of every text, shortest first: for many texts, without holding them all."""
+    def encode_each(self, texts: Sequence[str], start: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """(index, features (L, H)) of every text, shortest first: for many texts, without holding them all.
+
+        The first `start` of these pairs are passed over; the others are what they would have been.
+        """
         by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
         cut = 0
         for i, encoding in enumerate(self.tokenizer.encode_batch(list(texts))):
@@ -123,11 +126,14 @@ class TextEncoder:
             warnings.warn(f"{which} longer than {self.max_tokens} tokens; the rest was cut off.", stacklevel=3)
         for length, rows in sorted(by_length.items()):
             size = max(1, TOKENS_PER_BATCH // length)
-            for start in range(0, len(rows), size):
-                part = rows[start : start + size]
+            for first in range(0, len(rows), size):
+                part = rows[first : first + size]
+                passed, start = min(start, len(part)), max(0, start - len(part))
+                if passed == len(part):
+                    continue
                 ids = torch.tensor([row for _, row in part], device=self.device)
                 hidden = self._features(ids).float()
-                yield from ((i, hidden[k]) for k, (i, _) in enumerate(part))
+                yield from ((i, hidden[k]) for k, (i, _) in enumerate(part) if k >= passed)
 
     def _features(self, ids: Tensor) -> Tensor:
         """Features `(B, L, H)` of token ids `(B, L)`."""
