@@ -256,15 +256,11 @@ def _parquet(data: bytes, rng: random.Random) -> Damage:
     else:
         rows = table.column(name).to_pylist()
         row = rng.randrange(len(rows))
+        changed, what = damage_tree([rows[row]], rng)
         try:
-            changed, what = damage_tree([rows[row]], rng)
-            rows[row : row + 1] = changed
-            column = pa.array(rows, table.column(name).type, from_pandas=False)
-        except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
-            rows[row : row + 1], what = [None], "null"
-            column = pa.array(rows[: len(table)], table.column(name).type)
-        if len(column) != len(table):
-            raise ValueError("a row more or fewer")
+            column = pa.array([*rows[:row], *changed[:1], *rows[row + 1 :]], table.column(name).type)
+        except (pa.ArrowException, TypeError, OverflowError, UnicodeError):  # the column can't hold it
+            column, what = pa.array([*rows[:row], None, *rows[row + 1 :]], table.column(name).type), "null"
         table, done = table.set_column(at, name, column), done + f"row {row}: {what}"
     out = io.BytesIO()
     pq.write_table(table, out)
