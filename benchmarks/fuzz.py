@@ -90,8 +90,11 @@ def main() -> int:
         print("\n".join(names()))
         return 0
     wanted = names() if options.reader == "all" else options.reader.split(",")
-    if unknown := sorted(set(wanted) - set(names())):
-        parser.error(f"no reader {', '.join(unknown)}; known are {', '.join(names())}")
+    for name in wanted:
+        try:
+            find(name)
+        except KeyError:
+            parser.error(f"no reader {name}; known are {', '.join(names())}")
     if options.only is not None:
         for name in wanted:
             show(name, options.only, options.keep)

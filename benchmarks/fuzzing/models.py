@@ -1,5 +1,6 @@
 """Readers of models: component folders of every family, bundles, language models, checkpoints, and what lies beside them."""
 
+import itertools
 import json
 import pickle
 import shutil
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft  # noqa: F401 - here and not in every worker
 import torch
+import transformers  # noqa: F401
 
 import vadis
 from fuzzing.motions import walk
@@ -140,8 +143,9 @@ def _make_scene_pipeline(root: Path) -> None:
 
 def _read_scene_pipeline(folder: Path) -> Any:
     pipe = vadis.load(folder)
-    out = pipe("walk", image=np.zeros((32, 32, 3), np.uint8), frames=4, seed=0)
-    return {"config": pipe.config, "motion": out.motion}
+    prompt = pipe.vla.prompt("walk", image=np.zeros((32, 32, 3), np.uint8))
+    first = next(itertools.islice(pipe.vla.stream([prompt], 4, seed=0), 5, None))  # a whole motion takes seconds
+    return {"config": pipe.config, "ids": first}
 
 
 def _make_language_models(root: Path) -> None:

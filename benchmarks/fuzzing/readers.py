@@ -1,24 +1,22 @@
-"""The table of readers; each group is imported when one of its readers is asked for."""
+"""The table of readers, in groups that are imported when one of their readers is asked for."""
 
 from importlib import import_module
 
 from fuzzing.run import Reader
 
-GROUPS = ("motions", "data", "settings", "models", "requests")
-
-
-def _all() -> dict[str, Reader]:
-    found: dict[str, Reader] = {}
-    for group in GROUPS:
-        found |= import_module(f"fuzzing.{group}").READERS
-    return found
+GROUPS = ("motions", "data", "settings", "requests", "models")
+"""The last one takes a few seconds to import."""
 
 
 def names() -> list[str]:
     """The readers' names in the order in which they are run."""
-    return list(_all())
+    return [name for group in GROUPS for name in import_module(f"fuzzing.{group}").READERS]
 
 
 def find(name: str) -> Reader:
-    """The reader of that name."""
-    return _all()[name]
+    """The reader of that name; raises KeyError for an unknown one."""
+    for group in GROUPS:
+        readers = import_module(f"fuzzing.{group}").READERS
+        if name in readers:
+            return readers[name]
+    raise KeyError(name)
