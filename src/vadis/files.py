@@ -127,21 +127,14 @@ def atomic_folder(path: str | Path, work: str | None = None, ours: str | None = 
     Raises FileError when another run writes there, `path` holds other files, it can't be written, or the disk is full.
     """
     path = Path(os.path.realpath(path))
-    work = None if work is None else hashlib.sha256(work.encode()).hexdigest()
     with only_run(path):
-        folder, title = beside(path, "partial"), beside(path, "partial") / WORK / "title"
         with writing(path, path.parent):
             recover(path)
             if ours and path.exists() and not (path / ours).exists() and (path.is_file() or any(path.iterdir())):
                 raise FileError(
                     f"{path} exists and has no {ours}: name another folder, this one will not be overwritten."
                 )
-            if work is None or not _says(title, work):
-                _remove(folder)
-                folder.mkdir()
-                if work is not None:
-                    title.parent.mkdir()
-                    title.write_text(work, encoding="utf-8")
+            folder = _work_folder(path, work)
         try:
             with writing(path, folder, path):
                 yield folder
@@ -152,6 +145,35 @@ def atomic_folder(path: str | Path, work: str | None = None, ours: str | None = 
             if work is None:
                 _remove(folder)
             raise
+
+
+@contextmanager
+def kept_work(path: str | Path, work: str) -> Iterator[Path]:
+    """Yield a work folder beside the file `path` that is removed on a clean exit, and otherwise continued as by
+    `atomic_folder`: for files that are made of many finished parts. The lock of `path` is held meanwhile.
+    """
+    path = Path(os.path.realpath(path))
+    with only_run(path), writing(path, path.parent):
+        folder = _work_folder(path, work)
+        yield folder
+        _remove(folder)
+
+
+def _work_folder(path: Path, work: str | None) -> Path:
+    """The folder in the making of `path`: that of the same work which was killed, else an empty one. Needs the lock."""
+    folder = beside(path, "partial")
+    title = folder / WORK / "title"
+    if work is not None:
+        work = hashlib.sha256(work.encode()).hexdigest()
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if title.read_text(encoding="utf-8") == work:
+                return folder
+    _remove(folder)
+    folder.mkdir()
+    if work is not None:
+        title.parent.mkdir()
+        title.write_text(work, encoding="utf-8")
+    return folder
 
 
 def stamp(*paths: str | Path) -> list[list[str | int]]:
@@ -171,13 +193,6 @@ def recover(path: Path) -> None:
     if old.exists() and not path.exists():
         os.replace(old, path)
     _remove(old)
-
-
-def _says(title: Path, work: str) -> bool:
-    try:
-        return title.read_text(encoding="utf-8") == work
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def _settle(folder: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from vadis.cli.common import check_number, print_json, say
-from vadis.cli.writing import check_outputs, write
+from vadis.cli.writing import check_outputs, kept_motions, write
 from vadis.errors import ModelError, VadisError
 
 MAX_CHARACTERS = 2000
 MAX_SECONDS = 3600.0
 """As in the text encoder and the pipeline, checked here before torch is loaded; a test keeps them equal."""
+TOGETHER = 32
+"""Motions made in one go, by models that gain from it; the others make one after another."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,17 @@ class Generate:
             if len(wanted) > 1
             else f"generating {self.seconds:g} s …"
         )
-        if sees:
-            motions = self._in_scene(pipe, wanted)
-        else:
-            result = pipe(wanted, seconds=self.seconds, seed=self.seed, **settings)
-            motions = list(result.motion) if isinstance(result.motion, list | tuple) else [result.motion]
-        made = time.perf_counter()
-        if self.fps is not None:
-            motions = [motion.resample(self.fps) for motion in motions]
-        files = [file for path in paths for file in write(motions, path, wanted)]
+
+        def make(texts: list[str], first: int) -> list[Any]:
+            if sees:
+                return self._in_scene(pipe, texts, first)
+            return list(pipe(texts, seconds=self.seconds, seed=self.seed + first, **settings).motion)
+
+        with kept_motions(wanted, make, 1 if pipe.alone else TOGETHER, paths[0], self._work(paths)) as motions:
+            made = time.perf_counter()
+            if self.fps is not None:
+                motions = [motion.resample(self.fps) for motion in motions]
+            files = [file for path in paths for file in write(motions, path, wanted)]
         timing = {
             "load_s": round(loaded - started, 3),
             "generate_s": round(made - loaded, 3),
@@ -109,7 +113,16 @@ class Generate:
             f"loading {timing['load_s']:.1f} s, writing {timing['write_s']:.1f} s"
         )
 
-    def _in_scene(self, pipe: Any, wanted: list[str]) -> list[Any]:
+    def _work(self, paths: list[Path]) -> str:
+        """Everything that decides what is made: a killed run of the same is continued."""
+        import vadis
+        from vadis.files import stamp
+        from vadis.hub import find_folder
+
+        inputs = stamp(find_folder(self.model), *([self.image] if self.image else []))
+        return repr((asdict(self), [str(path) for path in paths], inputs, vadis.__version__))
+
+    def _in_scene(self, pipe: Any, wanted: list[str], first: int) -> list[Any]:
         """Motions of a MotionVLA pipeline, one after another."""
         if self.samples is not None or self.clean_feet is not None:
             raise VadisError(
@@ -117,7 +130,7 @@ class Generate:
             )
         drawn = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
         return [
-            pipe(text, image=self.image, seconds=self.seconds, seed=self.seed + i, **drawn).motion
+            pipe(text, image=self.image, seconds=self.seconds, seed=self.seed + first + i, **drawn).motion
             for i, text in enumerate(wanted)
         ]
 

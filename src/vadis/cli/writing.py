@@ -1,6 +1,8 @@
 """Results as the verbs write them: the suffix decides between a motion file, a contact sheet and a page that plays it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,8 @@ from vadis.cli.common import check_output, numbered
 from vadis.errors import VadisError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vadis.motion import Motion
 
 MOTION_SUFFIXES = (".bvh", ".glb", ".npz", ".npy")
@@ -22,6 +26,60 @@ def check_outputs(paths: Sequence[str]) -> list[Path]:
     if len(set(checked)) < len(checked):
         raise VadisError("the same output file is named twice.")
     return checked
+
+
+@contextmanager
+def kept_motions(
+    texts: Sequence[str], make: Callable[[list[str], int], list["Motion"]], size: int, path: Path, work: str
+) -> Iterator[list["Motion"]]:
+    """A motion for every text, made `size` at a time by `make(texts, number of the first)`.
+
+    Until the block has ended, what is made is kept beside `path`: a killed run of the same `work` goes on where it was.
+    """
+    if len(texts) <= size:
+        yield make(list(texts), 0)
+        return
+    from vadis.data.parts import Parts
+    from vadis.files import kept_work
+
+    with kept_work(path, work) as folder, Parts(folder, "motions") as parts:
+        motions: list[Motion] = []
+        for first in range(0, len(texts), size):
+            some = list(texts[first : first + size])
+            found = parts.take(lambda some=some, first=first: [a for m in make(some, first) for a in _arrays(m)])
+            motions += [_motion(found[k : k + 4]) for k in range(0, len(found), 4)]
+        yield motions
+
+
+def _arrays(motion: "Motion") -> list["np.ndarray"]:
+    """A motion as four arrays, to the bit."""
+    import numpy as np
+
+    s = motion.skeleton
+    tips = {joint: tip.tolist() for joint, tip in s.end_sites.items()}
+    page = {
+        "names": s.names,
+        "parents": s.parents,
+        "name": s.name,
+        "tips": tips,
+        "fps": motion.fps,
+        "meta": motion.meta,
+    }
+    text = np.frombuffer(json.dumps(page).encode(), np.uint8)
+    return [motion.root.numpy(), motion.rotations.numpy(), s.offsets.numpy(), text]
+
+
+def _motion(arrays: Sequence["np.ndarray"]) -> "Motion":
+    import torch
+
+    from vadis.motion import Motion
+    from vadis.skeleton import Skeleton
+
+    root, rotations, offsets = (torch.from_numpy(a.copy()) for a in arrays[:3])
+    page = json.loads(arrays[3].tobytes())
+    tips = {int(joint): torch.tensor(tip) for joint, tip in page["tips"].items()}
+    skeleton = Skeleton(tuple(page["names"]), tuple(page["parents"]), offsets, page["name"], tips)
+    return Motion(skeleton, root, rotations, page["fps"], page["meta"])
 
 
 def write(motions: Sequence["Motion"], path: Path, titles: Sequence[str], **options: Any) -> list[Path]:

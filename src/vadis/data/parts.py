@@ -44,7 +44,7 @@ class Parts:
                 self._file.truncate()
         arrays, record = list(make()), BytesIO()
         for array in (np.array(len(arrays)), *arrays):
-            np.lib.format.write_array(record, np.ascontiguousarray(array), allow_pickle=False)
+            np.lib.format.write_array(record, array, allow_pickle=False)
         self._file.write(record.getvalue())
         self._file.flush()  # the system has it: a kill can't take it any more
         return arrays

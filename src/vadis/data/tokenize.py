@@ -262,7 +262,7 @@ def _write_texts(encoder: Any, texts: list[str], folder: Path, show: Any) -> lis
 def _write_plans(corpus: Corpus, plan: PlanFunction, segments: list[_Segment], folder: Path, show: Any) -> None:
     def make(segment: _Segment) -> list[np.ndarray]:
         value, mask = plan(_features(corpus, segment))
-        return [value.numpy().astype(np.float32), mask.numpy().astype(bool)]
+        return [np.ascontiguousarray(x.numpy(), kind) for x, kind in ((value, np.float32), (mask, bool))]
 
     with (
         Parts(folder, "plans") as parts,

@@ -59,6 +59,7 @@ class Work:
         self, source: Source, draws: Sequence[Draw], seed: int, batch: int, progress: Progress | None
     ) -> "Predictions":
         """Make what is not there yet, in batches, and give access to all of it."""
+        batch = source.at_once(batch)
         if source.stored:
             return Predictions(lambda i: source.predict([draws[i]], seed, i)[0], len(draws))
         if self.folder is None:

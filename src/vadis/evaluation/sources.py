@@ -40,6 +40,10 @@ class Source(ABC):
     def predict(self, draws: Sequence[Draw], seed: int, start: int) -> list[Tensor]:
         """Features (T, D) in physical units for draws number `start`, `start + 1`, … of a seed."""
 
+    def at_once(self, batch: int) -> int:
+        """How many draws are worth handing over together, at most `batch`: what is made together is lost together."""
+        return batch
+
     def prepare(self, draws: Sequence[Draw], seed: int) -> list[Draw]:
         """The draws as this source answers them: stored predictions bring their own texts and lengths."""
         return list(draws)
@@ -113,6 +117,9 @@ class PipelineSource(Source):
             return list(out.features)
         rep = representation(self.protocol.representation)
         return [rep.encode(motion) for motion in out.motion]
+
+    def at_once(self, batch: int) -> int:
+        return 1 if self.protocol.task == "stream" or getattr(self.pipe, "alone", False) else batch
 
     def _stream(self, draw: Draw, fps: float, seed: int) -> Tensor:
         texts, seconds = [t.text for t in draw.texts], [n / fps for n in draw.parts]

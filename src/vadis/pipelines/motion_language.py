@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -72,6 +72,9 @@ class MotionLanguageConfig:
 
 class MotionLanguagePipeline:
     """Prompts to motions, motions to captions. `from_pretrained`, `assemble` or parts make one."""
+
+    alone: ClassVar[bool] = False
+    """Whether each prompt of a list is made by itself."""
 
     def __init__(
         self,

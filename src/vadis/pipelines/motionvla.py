@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -79,6 +79,9 @@ class Preview(NamedTuple):
 
 class MotionVLAPipeline:
     """Instructions and scene images to motions."""
+
+    alone: ClassVar[bool] = True
+    """Whether each prompt of a list is made by itself."""
 
     def __init__(self, vla: MotionVLA, config: SceneGenerationConfig | None = None) -> None:
         from vadis.representations import representation

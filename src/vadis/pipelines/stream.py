@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -208,6 +208,9 @@ class MotionStream:
 
 class MotionStreamPipeline:
     """Text encoder, planner if there is one, latent generator, causal auto-encoder. A call makes whole motions, `stream` live ones."""
+
+    alone: ClassVar[bool] = False
+    """Whether each prompt of a list is made by itself."""
 
     def __init__(
         self,

@@ -106,6 +106,11 @@ class TextToMotionPipeline:
     # ---- parts
 
     @property
+    def alone(self) -> bool:
+        """Whether each prompt of a list is made by itself, so that a list in pieces takes no longer."""
+        return self.planner is not None
+
+    @property
     def text_encoder(self) -> Any:
         """The frozen text encoder, loaded when first needed."""
         if self._text_encoder is None:

@@ -82,6 +82,9 @@ class Recipe:
     best: str | None = None
     """A validation metric; the model with its lowest value is kept in `best/` beside the last one."""
     checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps from one checkpoint to the next."""
+    checkpoint_seconds: float | None = Field(default=None, gt=0)
+    """Also after so many seconds without one: what a kill can cost. When checkpoints are written changes no result."""
     log_every: int = Field(default=50, ge=1)
     logger: Literal["none", "trackio", "tensorboard"] = "none"
     """Besides `log.jsonl`, which is always written."""

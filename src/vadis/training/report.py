@@ -57,7 +57,9 @@ class Report:
             self._console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
+        """End the bar, the file and the logger; a second call does nothing."""
         if self.active:
+            self.active = False
             self._bar.stop()
             self._file.close()
             self._finish()

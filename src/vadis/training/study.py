@@ -38,7 +38,8 @@ from vadis.training.tasks import TASKS, load_recipe
 
 Levels = dict[str, list[str]]
 """Name of a level or variant → its `key=value` settings."""
-HARMLESS = ("run", "resume", "threads", "device", "logger", "log_every", "checkpoint_every", "stop_at")
+HARMLESS = ("run", "resume", "threads", "device", "logger", "log_every", "checkpoint_every", "checkpoint_seconds",
+            "stop_at")  # fmt: skip
 """Settings of a recipe that may change between two calls of a study: they don't change what is learned."""
 Say = Callable[[str], None]
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from vadis.errors import MissingExtra, ModelError, VadisError
-from vadis.files import atomic_folder, atomic_write
+from vadis.files import atomic_folder, atomic_write, recover, writing
 from vadis.locks import only_run
 from vadis.training import sharding
 from vadis.training.config import Recipe, as_dict
@@ -125,6 +125,10 @@ class Trainer:
     def run(self) -> Path:
         """Train until steps, `stop_at`, budget or a signal end it; leaves a checkpoint and the exported model."""
         with only_run(self.folder) if self.main else nullcontext():
+            if self.main:
+                for name in ("checkpoint", "model", "best"):
+                    recover(self.folder / name)
+            self.accelerator.wait_for_everyone()
             return self._run()
 
     def _run(self) -> Path:
@@ -133,13 +137,16 @@ class Trainer:
         self.started = time.monotonic()
         self._write_run_page("running")
         report = Report(self.folder, self.folder.name, r.steps, self.step, r.logger, as_dict(r), self.main)
-        ending = "failed"
         try:
-            with _signals() as stop:
+            with _signals() as stop, writing(self.folder):
                 ending = self._loop(report, stop)
-        finally:
-            report.close()
-            self._write_run_page(ending)
+                report.close()
+        except BaseException:
+            with suppress(VadisError, OSError):  # a full disk, of which the error in hand speaks already
+                report.close()
+                self._write_run_page("failed")
+            raise
+        self._write_run_page(ending)
         return self.folder / "model"
 
     def _loop(self, report: Report, stop: threading.Event) -> str:
@@ -148,6 +155,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         count, since, first = 0, time.monotonic(), self.step
         seconds, stopping = self._clock(stop)
+        saved = seconds
         while self.step < last_step and not stopping and not (r.max_seconds and seconds >= r.max_seconds):
             progress = max(self.step / r.steps, seconds / r.max_seconds if r.max_seconds else 0.0)
             lr = r.optimizer.lr * schedule_factor(r.schedule, self.step, progress)
@@ -193,8 +201,10 @@ class Trainer:
             paused = time.monotonic()
             if self.step % r.validate_every == 0 or self.step == r.steps:
                 self._validate(report)
-            if self.step % r.checkpoint_every == 0 and self.step < last_step:
+            late = r.checkpoint_seconds is not None and seconds - saved >= r.checkpoint_seconds
+            if (self.step % r.checkpoint_every == 0 or late) and self.step < last_step:
                 self.save()
+                saved, _ = self._clock(stop)
             since += time.monotonic() - paused  # steps/s speaks of training only
         if self.step % r.validate_every and self.step < r.steps:
             self._validate(report)
@@ -277,7 +287,8 @@ class Trainer:
                     save_file(model, temporary / "model.safetensors")
                     if average is not None:
                         save_file(average, temporary / "ema.safetensors")
-                    torch.save(optimizer, temporary / "optimizer.pt")
+                    with (temporary / "optimizer.pt").open("wb") as file:  # by its name torch hides a full disk
+                        torch.save(optimizer, file)
                     seconds = self.seconds_before + time.monotonic() - self.started
                     best = self.best if math.isfinite(self.best) else None
                     state = {"step": self.step, "seconds": seconds, "best": best}
