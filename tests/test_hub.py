@@ -19,6 +19,7 @@ from vadis import hub
 from vadis.checkpoint import read_state_dict
 from vadis.errors import FileError, ModelError
 from vadis.generators import MotionMillion, MotionMillionConfig
+from vadis.places import HubName
 from vadis.tokenizers import FSQTokenizer, FSQTokenizerConfig
 
 
@@ -329,7 +330,7 @@ def test_a_motius_folder_becomes_a_bundle(tmp_path: Path) -> None:
     pipe = vadis.load(tmp_path / "bundle")
     assert (pipe.config.text_encoder, pipe._text_source, pipe.config.seconds) == (
         "flan-t5-xl",
-        "google/flan-t5-xl",
+        HubName("google/flan-t5-xl"),
         None,
     )
 

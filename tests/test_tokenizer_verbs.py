@@ -56,7 +56,8 @@ def test_tokens_of_a_file_come_back_as_motion(family, models, tmp_path, capsys) 
     tokenizer = tiny(family)
     assert stored.frames == 28 and len(stored.tokens) == 28 // tokenizer.frames_per_token
     assert stored.tokens.dtype == (np.float32 if tokenizer.continuous else np.uint16)
-    assert run("detokenize", tokens, "-o", out) == 0
+    assert run("detokenize", tokens, "-o", out) == 2  # a file can't name a folder
+    assert run("detokenize", tokens, "-o", out, "--model", models[family]) == 0
     motion = vadis.load_motion(out)
     expected = representation("ms272").decode(
         tokenizer.decode(torch.as_tensor(stored.tokens.astype(np.float32 if tokenizer.continuous else np.int64))),

@@ -9,14 +9,15 @@ Loading is strict and runs no code from the folder. Published checkpoints come i
 """
 
 import json
+import logging
 import os
-import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib import import_module
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ from vadis.component import build_config
 from vadis.errors import FileError, ModelError
 from vadis.files import atomic_folder, atomic_write
 from vadis.locks import only_run
+from vadis.places import HUB_ID, HubName, check_links, commit_of
+from vadis.places import relative_name as _inside
+
+log = logging.getLogger("vadis.hub")
+"""Says which commit a model of the Hub is; the command line shows it."""
 
 FORMAT = "1"
 SHARD_BYTES = 5_000_000_000
@@ -155,7 +161,9 @@ def save_bundle(
     card: str = "",
     **extra: Any,
 ) -> None:
-    """Write a bundle: `parts` name → component, {"hub": id} or None; `extra` goes into model_index.json with a leading `_`.
+    """Write a bundle: `parts` name → component, folder of transformers to be copied, {"hub": id} or None.
+
+    `extra` goes into model_index.json with a leading `_`.
 
     An older bundle at `folder` is replaced as a whole, but its card is kept unless there is another.
     """
@@ -171,6 +179,9 @@ def save_bundle(
             if isinstance(part, nn.Module):
                 _write_component(part, _make(temporary / _inside(name)))
                 index[name] = ["vadis", type(part).__name__]
+            elif isinstance(part, Path):
+                _copy_plain(part, _make(temporary / _inside(name)))
+                index[name] = ["transformers", "PreTrainedModel"]
             else:
                 index[name] = part
         if generation_config is not None:
@@ -182,6 +193,14 @@ def save_bundle(
         write_json(temporary / "model_index.json", index)
 
 
+def _copy_plain(source: Path, folder: Path) -> None:
+    """The pages, weights and words of a folder of transformers, and nothing else that lies in it."""
+    check_links(source)
+    for file in source.iterdir():
+        if file.suffix in (".json", ".safetensors", ".model", ".txt"):
+            shutil.copyfile(file, folder / file.name)
+
+
 def _make(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
@@ -191,7 +210,7 @@ def _make(folder: Path) -> Path:
 
 
 def load(
-    source: str | Path,
+    source: str | Path | HubName,
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -200,9 +219,13 @@ def load(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    allow_download: bool = False,
     **overrides: Any,
 ) -> Any:
     """The component or pipeline at a folder, bundled name or Hub id, in eval mode.
+
+    A bundled name stands for the bundled model even where a folder of that name lies; write `./name` or give a Path for
+    the folder. `allow_download` fetches what a file inside the folder names on the Hub (a text encoder, a backbone).
 
     `dtype` ("bf16", "fp16", "fp32") applies to generators; tokenizers and rotary tables stay float32. `device`: "cpu",
     "cuda", "auto". `overrides` go to a pipeline's `from_pretrained` (e.g. `text_encoder=`). A path that exists is never
@@ -216,7 +239,8 @@ def load(
             raise ModelError(
                 f"{folder} is a {name}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
             )
-        return resolve(BUNDLES[name]).from_pretrained(folder, dtype=dtype, device=device, **overrides)
+        options = {"dtype": dtype, "device": device, "allow_download": allow_download}
+        return resolve(BUNDLES[name]).from_pretrained(folder, **options, **overrides)
     if overrides:
         raise ModelError(f"a single component takes no {', '.join(overrides)}: leave it out.")
     return load_component(folder, dtype=dtype, device=device, strict=strict)
@@ -231,6 +255,7 @@ def load_component(
 ) -> Any:
     """The component in a folder on disk; see `load`."""
     folder = Path(folder)
+    check_links(folder)
     if not (folder / "config.json").is_file() or "vadis" not in (page := read_json(folder / "config.json")):
         raise ModelError(f"{folder} is no vadis model{_foreign(folder)}.")
     if page["vadis"] != FORMAT:
@@ -301,6 +326,7 @@ def load_bundle(
     A part given in `overrides` is taken instead and not read. A planner stays on the CPU, like the text encoder that it reads.
     """
     folder = Path(folder)
+    check_links(folder)
     index = read_json(folder / "model_index.json")
     parts: dict[str, Any] = {}
     for name, entry in index.items():
@@ -322,23 +348,44 @@ def bundled_models() -> list[str]:
     return sorted(p.name for p in root.glob("*") if (p / "model_index.json").is_file() or (p / "config.json").is_file())
 
 
-def find_folder(source: str | Path, **hub_options: Any) -> Path:
-    """Where a model is on disk: a folder, a bundled name, or a Hub id (downloaded when it isn't cached)."""
+def find_folder(source: str | Path | HubName, **hub_options: Any) -> Path:
+    """Where a model that the user named is on disk: a bundled name, a folder, or a Hub id (fetched when it isn't cached).
+
+    A bundled name comes first; a Path is always a folder. Raises ModelError, also for links that leave the folder.
+    """
+    if isinstance(source, HubName):
+        return fetch(source.id, **hub_options | {"revision": source.revision})
+    if isinstance(source, str) and source in bundled_models():
+        warn_of_namesake(source, "bundled model")
+        return Path(__file__).parent / "models" / source
     path = Path(source)
     if path.is_dir():
+        check_links(path)
         return path
     if path.is_file():
         raise ModelError(
             f"{path} is a file; a model is a folder. A published checkpoint: `vadis import KIND {path} FOLDER`."
         )
     name = str(source)
-    if name in bundled_models():
-        return Path(__file__).parent / "models" / name
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+    if not HUB_ID.fullmatch(name):
         bundled = ", ".join(bundled_models()) or "none in this installation"
         raise ModelError(
             f"no model {name!r}: it is no folder, no bundled model ({bundled}) and no Hub id (owner/name)."
         )
+    return fetch(name, **hub_options)
+
+
+def warn_of_namesake(name: str, kind: str) -> None:
+    """Warn where a folder lies here that has the name of something of ours, which is taken instead."""
+    if Path(name).is_dir():
+        warnings.warn(f"{name} is the {kind}; to load the folder of that name write ./{name}.", stacklevel=3)
+
+
+def fetch(name: str, **hub_options: Any) -> Path:
+    """The snapshot of a Hub id in the cache, downloaded when it isn't there; which commit it is goes to the log.
+
+    Raises ModelError where it can't be had.
+    """
     from huggingface_hub import snapshot_download
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -346,12 +393,15 @@ def find_folder(source: str | Path, **hub_options: Any) -> Path:
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npy", "*.npz", "*.md"]
         options: dict[str, Any] = {"allow_patterns": patterns} | hub_options
-        return Path(snapshot_download(name, **options))
+        folder = Path(snapshot_download(name, **options))
     except Exception as error:  # many kinds: no network, no such id, gated, not in the cache
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise ModelError(
             f"can't get {name} from the Hub ({reason}). Check the id and the network, or give a folder."
         ) from error
+    log.info("%s of the Hub, revision %s", name, commit_of(folder))
+    check_links(folder)
+    return folder
 
 
 def _foreign(folder: Path) -> str:
@@ -372,16 +422,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(page, dict):
         raise FileError(f"{path} must hold a JSON object, not a {type(page).__name__}.")
     return page
-
-
-def _inside(name: str) -> str:
-    """A relative name that stays in its folder; raises ModelError for any other."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if not name or posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
-        raise ModelError(
-            f"the name {name!r} leads out of the model's folder: the folder is damaged or hostile, don't use it."
-        )
-    return name
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

@@ -6,10 +6,12 @@ written, end in one sentence on stderr and exit code 2, anything else that fails
 `--debug` shows the traceback of both.
 """
 
+import contextlib
 import difflib
+import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -60,6 +62,8 @@ VERBS = {
     "doctor": ("vadis.doctor:Doctor", "versions, device, and what each missing extra would unlock"),
 }
 """Verb → where its dataclass is, and its line of help."""
+PYTHON_LEAVE = "allow_download=True"
+"""How messages say that something may be fetched; on the command line it is the flag --allow-download."""
 
 EXAMPLES = """\
 Examples:
@@ -126,7 +130,27 @@ def _run(words: list[str]) -> int:
 
     module, name = VERBS[verb][0].split(":")
     command = parse(getattr(import_module(module), name), f"vadis {verb}", rest)
-    return command.run() or 0
+    with _fetched_models_shown():
+        try:
+            return command.run() or 0
+        except VadisError as error:
+            if "allow_download" not in vars(command) or PYTHON_LEAVE not in str(error):
+                raise
+            raise type(error)(str(error).replace(PYTHON_LEAVE, "--allow-download")) from error
+
+
+@contextlib.contextmanager
+def _fetched_models_shown() -> Iterator[None]:
+    """Say on stderr which commit of a model of the Hub is taken."""
+    log, handler = logging.getLogger("vadis.hub"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _one_line_warnings() -> None:

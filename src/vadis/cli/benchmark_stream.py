@@ -35,6 +35,8 @@ class BenchmarkStream:
     """Threads of the model on a CPU."""
     device: str = "cpu"
     """auto, cpu, cuda or cuda:N."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
     json: bool = False
     """Print JSON instead of lines."""
 
@@ -48,7 +50,7 @@ class BenchmarkStream:
 
         torch.set_num_threads(self.threads)
         started = time.perf_counter()
-        pipe = vadis.load(self.model, device=self.device)
+        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
         if not hasattr(pipe, "stream") or not hasattr(pipe.generator, "streams"):
             raise ModelError(f"{self.model} is no streaming model; name one such as vadis-mini-stream.")
         pipe.sentence("")

@@ -37,6 +37,8 @@ class BenchmarkTokenizers:
     """At most so many clips, evenly spread."""
     evaluator: str | None = None
     """Folder or name of an evaluator, for FID."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in a model's folder names there."""
     json: bool = False
     """Print JSON instead of the table."""
 
@@ -48,7 +50,7 @@ class BenchmarkTokenizers:
 
         corpus = Corpus.open(check_input(self.data))
         clips = held_out_clips(corpus, self.split, seconds=self.seconds, limit=self.limit)
-        evaluator = load(self.evaluator) if self.evaluator else None
+        evaluator = load(self.evaluator, allow_download=self.allow_download) if self.evaluator else None
         folder = Path(self.out)
         folder.mkdir(parents=True, exist_ok=True)
         reports = [self._report(name, source, corpus, clips, evaluator, folder) for name, source in self._named()]
@@ -74,7 +76,7 @@ class BenchmarkTokenizers:
         from vadis.data.tokenize import fingerprint
         from vadis.pipelines.compare_tokenizers import TokenizerReport, fit_clips, measure
 
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, self.allow_download)
         key = {
             "model": tokenizer.hash if hasattr(tokenizer, "hash") else fingerprint(tokenizer),
             "data": [str(self.data), self.split, self.seconds, len(clips), sum(map(len, clips))],

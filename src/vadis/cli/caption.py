@@ -38,6 +38,8 @@ class Caption:
     """Frame rate of the input, for files that don't say it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
     json: bool = False
     """Print files, times and sentences as JSON."""
 
@@ -46,7 +48,7 @@ class Caption:
         import vadis
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device)
+        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
         if not hasattr(pipe, "caption"):
             raise ModelError(f"{self.model} holds a {type(pipe).__name__}, which does not read motion.")
         found = [entry for source in self.sources for entry in self._file(pipe, source)]

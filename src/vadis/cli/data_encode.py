@@ -38,6 +38,8 @@ class Encode:
     """Longer stretches are left out."""
     device: str = "cpu"
     """cpu or cuda."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
 
     def run(self) -> None:
         path = check_input(self.corpus)
@@ -47,7 +49,7 @@ class Encode:
         from vadis.generators.text import text_encoder
 
         corpus = Corpus.open(path)
-        tokenizer = vadis.load(self.tokenizer, device=self.device)
+        tokenizer = vadis.load(self.tokenizer, device=self.device, allow_download=self.allow_download)
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a whole pipeline has one
         encoder = text_encoder(self.text_encoder, self.text_encoder_source, self.device)
         plan = _plan_function(corpus) if self.plan else None

@@ -36,13 +36,15 @@ class Tokens:
     """Of the choice of held poses."""
     device: str = "cpu"
     """cpu or cuda."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
 
     def run(self) -> None:
         path = check_input(self.corpus)
         check_number("--static", self.static, 0, 10_000_000)
         import vadis
 
-        loaded: Any = vadis.load(self.tokenizer, device=self.device)
+        loaded: Any = vadis.load(self.tokenizer, device=self.device, allow_download=self.allow_download)
         tokenizer = getattr(loaded, "tokenizer", loaded)  # a whole pipeline has one
         if path.suffix == ".jsonl":
             made = self._rows(path, tokenizer)

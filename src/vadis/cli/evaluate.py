@@ -70,6 +70,8 @@ class Evaluate:
     """By default the model's own value."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder, or the protocol's own file, names there."""
     json: bool = False
     """Print JSON."""
 
@@ -90,7 +92,7 @@ class Evaluate:
             repeats=self.repeats, generations=self.generations, batch_size=self.batch_size, limit=self.limit,
             real=self.real, partial=self.partial, multimodality=self.multimodality, overwrite=self.overwrite,
             pictures=self.pictures, device=self.device, settings={k: v for k, v in given.items() if v is not None},
-            judge=self._judge(), progress=_Progress(),
+            judge=self._judge(), progress=_Progress(), allow_download=self.allow_download,
         )  # fmt: skip
         if self.json:
             print_json(json.loads(json.dumps(report.as_json() | {"clips": None})))

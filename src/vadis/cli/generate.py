@@ -56,6 +56,8 @@ class Generate:
     """Frame rate of the files; by default the model's."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
     json: bool = False
     """Print files, timing and settings as JSON."""
 
@@ -65,7 +67,7 @@ class Generate:
         import vadis
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device)
+        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
         loaded = time.perf_counter()
         sees = hasattr(pipe, "vla")
         if not hasattr(pipe, "save_pretrained") or not (sees or hasattr(pipe, "generator")):

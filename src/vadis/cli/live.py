@@ -37,6 +37,8 @@ class Live:
     """Open the page in the browser."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
 
     def run(self) -> None:
         if len(self.prompt) > 1:
@@ -50,7 +52,7 @@ class Live:
         from vadis.viewer.live_stream import LiveApp
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device)
+        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
         if not hasattr(pipe, "stream") or not hasattr(pipe.generator, "streams"):
             raise ModelError(f"{self.model} is no streaming model; `vadis live` needs one such as vadis-mini-stream.")
         pipe.sentence("")  # loads the text encoder now rather than at the first text

@@ -10,6 +10,7 @@ from vadis.errors import FileError, ModelError, VadisError
 
 if TYPE_CHECKING:
     from vadis.motion import Motion
+    from vadis.places import HubName
 
 _FLAGS = {"unit": "--unit", "up": "--up", "representation": "--from", "source": "--source"}
 
@@ -71,11 +72,11 @@ def on_model_skeleton(motion: "Motion", fps: float | None = None) -> "Motion":
     return motion
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: "str | HubName", allow_download: bool = False) -> Any:
     """The tokenizer at a folder, bundled name or Hub id, or that of the pipeline there; raises ModelError for anything else."""
     from vadis.hub import load
 
-    loaded = load(model)
+    loaded = load(model, allow_download=allow_download)
     tokenizer = getattr(loaded, "tokenizer", loaded)
     if not hasattr(tokenizer, "reconstruct"):
         raise ModelError(f"{model} is a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")

@@ -50,6 +50,8 @@ class Serve:
     """Seconds that motions in work get when the server is stopped."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
     verbose: bool = False
     """Log what happens to stderr."""
 
@@ -111,5 +113,5 @@ class Serve:
             if name in pipelines:
                 raise VadisError(f"the name {name} stands for two models: write name=folder.")
             say(f"loading {source} …")
-            pipelines[name] = vadis.load(source, device=self.device)
+            pipelines[name] = vadis.load(source, device=self.device, allow_download=self.allow_download)
         return pipelines

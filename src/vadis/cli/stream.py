@@ -51,6 +51,8 @@ class Stream:
     """Port of the viewer; the next free one when it is taken."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
 
     def run(self) -> None:
         paths = self._check()
@@ -58,7 +60,7 @@ class Stream:
         from vadis.pipelines.player import Player
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device)
+        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
         if not hasattr(pipe, "stream") or not hasattr(pipe.generator, "streams"):
             raise ModelError(f"{self.model} is no streaming model; `vadis stream` needs one such as vadis-mini-stream.")
         limit = None if self.seconds is None else round(self.seconds * pipe.tokenizer.fps)

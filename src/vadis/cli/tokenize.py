@@ -32,6 +32,8 @@ class Tokenize:
     """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
     fps: float | None = None
     """Frame rate of the input, for files that don't say it."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
 
     def run(self) -> None:
         import numpy as np
@@ -40,7 +42,7 @@ class Tokenize:
         from vadis.io.tokens import TokenFile
 
         path = check_output(self.out, (".npz",))
-        tokenizer = _steps_tokenizer(self.model)
+        tokenizer = _steps_tokenizer(self.model, self.allow_download)
         _, features = _read(self.source, self.fps, tokenizer)
         tokens = tokenizer.encode(features).cpu().numpy()
         if tokens.dtype == np.int64 and tokenizer.vocab_size <= 2**16:
@@ -66,19 +68,28 @@ class Detokenize:
     out: Annotated[list[str], arg(aliases=["-o"])]
     """Files to write: .bvh .glb .npz .npy .png .html."""
     model: str | None = None
-    """The model, when it has moved; by default the one that the file names."""
+    """The model that made the tokens; by default the bundled one, or with --allow-download the one of the Hub, that the
+    file names."""
+    allow_download: bool = False
+    """Fetch from the Hub what the file, or one in the model's folder, names there."""
 
     def run(self) -> None:
         from vadis.data.tokenize import fingerprint
+        from vadis.hub import bundled_models
         from vadis.io.tokens import TokenFile
+        from vadis.places import named_in_file
         from vadis.representations import representation
 
         paths = check_outputs(self.out)
         stored = TokenFile.load(self.source)
-        tokenizer = _steps_tokenizer(self.model or stored.model)
+        model = self.model or named_in_file(
+            stored.model, f"{self.source}: its model", known=bundled_models(), allow_download=self.allow_download,
+            otherwise="name the model yourself with --model",
+        )  # fmt: skip
+        tokenizer = _steps_tokenizer(model, self.allow_download)
         if fingerprint(tokenizer) != stored.sha256:
             raise ModelError(
-                f"{self.source} was made by other weights than those of {self.model or stored.model}: its tokens mean "
+                f"{self.source} was made by other weights than those of {model}: its tokens mean "
                 "nothing to them. Name the model that made them with --model."
             )
         tokens = stored.tokens if tokenizer.continuous else stored.tokens.astype("int64")
@@ -103,6 +114,8 @@ class Reconstruct:
     """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
     fps: float | None = None
     """Frame rate of the input, for files that don't say it."""
+    allow_download: bool = False
+    """Fetch from the Hub what a file in the model's folder names there."""
     json: bool = False
     """Print what was lost as JSON."""
 
@@ -111,7 +124,7 @@ class Reconstruct:
         from vadis.representations import representation
 
         paths = check_outputs(self.out)
-        tokenizer = load_tokenizer(self.model)
+        tokenizer = load_tokenizer(self.model, self.allow_download)
         motion, features = _read(self.source, self.fps, tokenizer)
         made = representation(tokenizer.representation).decode(tokenizer.reconstruct(features), fps=tokenizer.fps)
         for path in paths:
@@ -130,11 +143,11 @@ class Reconstruct:
             )
 
 
-def _steps_tokenizer(model: str) -> Any:
+def _steps_tokenizer(model: Any, allow_download: bool) -> Any:
     """A tokenizer whose tokens are an array; raises ModelError for DSFT, which codes a clip as a sequence of its own kind."""
     from vadis.tokenizers.base import Tokenizer
 
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, allow_download)
     if not isinstance(tokenizer, Tokenizer):
         raise ModelError(
             f"{model} is a {type(tokenizer).__name__}, whose codes don't fit a token file: use its encode and to_text in "

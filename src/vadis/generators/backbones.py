@@ -4,7 +4,7 @@
     tiny-gpt2, tiny-llama, tiny-qwen3_5, tiny-qwen3_5-vision
                     random weights and a small tokenizer of words about motion, for tests and studies on a CPU
     tiny-llama-WxL  the same of width W (a multiple of 32) and L layers, e.g. tiny-llama-128x3
-    a folder, owner/name on the Hub
+    a folder (./name where it has one of these names), owner/name on the Hub
                     any causal language model of transformers
 
 A quantised file takes a while to unpack, so the result is kept as safetensors in the user's cache.
@@ -22,6 +22,7 @@ import torch
 from vadis.errors import FileError, MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder
 from vadis.locks import only_run
+from vadis.places import HUB_ID, HubName
 
 SMOLLM2 = "smollm2-135m"
 CACHE_VERSION = 2
@@ -43,23 +44,29 @@ _CHAT = (
 
 
 def load_backbone(
-    name: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None, seed: int = 0
+    name: str | Path | HubName,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
 ) -> tuple[Any, Any]:
-    """(model in eval mode, text tokenizer) of a backbone.
+    """(model in eval mode, text tokenizer) of a backbone. A name of ours comes before a folder called so; a Path is a folder.
 
     `dtype` and `device` as in `vadis.load`; by default float32 for the named ones and the stored precision for others.
     `seed` draws the weights of the tiny ones. Raises ModelError for a name that is nothing, MissingExtra where a package
     is missing.
     """
-    from vadis.hub import pick_device, pick_dtype
+    from vadis.hub import pick_device, pick_dtype, warn_of_namesake
 
     try:
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtra("language models need transformers: pip install 'vadis[llm]'") from error
     precision = pick_dtype(dtype)
-    if name in TINY or _SIZED.fullmatch(str(name)):
-        model, tokenizer = _tiny(str(name), seed)
+    if isinstance(name, str) and is_ours(name):
+        warn_of_namesake(name, "backbone")
+    if isinstance(name, str) and is_ours(name) and name != SMOLLM2:
+        model, tokenizer = _tiny(name, seed)
     elif name == SMOLLM2:
         folder = smollm2_folder()
         try:
@@ -71,11 +78,21 @@ def load_backbone(
     return model.to(device=pick_device(device), dtype=precision).eval(), tokenizer
 
 
-def find_language_folder(name: str | Path) -> Path:
+def is_ours(name: str) -> bool:
+    """Whether a name is that of a backbone of our own, which means the same on every machine."""
+    return name in backbone_names() or _SIZED.fullmatch(name) is not None
+
+
+def shared_name(name: str) -> str | None:
+    """The name, when others can find the backbone by it: one of ours or a Hub id; None for a folder."""
+    return name if is_ours(name) or (HUB_ID.fullmatch(name) and not Path(name).is_dir()) else None
+
+
+def find_language_folder(name: str | Path | HubName) -> Path:
     """A folder on disk, or one of the Hub, fetched when it isn't cached."""
     from vadis.hub import find_folder
 
-    if not Path(name).exists() and "/" not in str(name):
+    if not isinstance(name, HubName) and not Path(name).exists() and "/" not in str(name):
         raise ModelError(
             f"no backbone {str(name)!r}: it is no folder, no Hub id (owner/name) and none of {', '.join(backbone_names())}."
         )
@@ -300,7 +317,7 @@ def _specials(tokenizer: Any) -> dict[str, int]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 
 
-TINY: dict[str | Path, Callable[[Any], Any]] = {
+TINY: dict[str, Callable[[Any], Any]] = {
     "tiny-gpt2": _gpt2,
     "tiny-llama": _llama,
     "tiny-qwen3_5": _qwen,
@@ -311,7 +328,7 @@ TINY: dict[str | Path, Callable[[Any], Any]] = {
 
 def backbone_names() -> list[str]:
     """Names that `load_backbone` knows beside folders and Hub ids."""
-    return [SMOLLM2, *map(str, TINY)]
+    return [SMOLLM2, *TINY]
 
 
 def readable(folder: Path) -> None:

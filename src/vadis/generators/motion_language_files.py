@@ -20,7 +20,14 @@ from torch import Tensor
 from vadis.errors import FileError, MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder
 from vadis.foreign import open_adapter
-from vadis.generators.backbones import find_language_folder, load_backbone, load_folder, quiet_transformers, readable
+from vadis.generators.backbones import (
+    find_language_folder,
+    is_ours,
+    load_backbone,
+    load_folder,
+    quiet_transformers,
+    readable,
+)
 from vadis.generators.motion_ids import (
     FILE,
     MotionTokenizerFacts,
@@ -32,6 +39,7 @@ from vadis.generators.motion_ids import (
 )
 from vadis.generators.motion_rows import head_of, resize, tied
 from vadis.hub import read_json, write_json
+from vadis.places import HUB_ID, HubName, commit_of, named_in_file
 
 ROWS = "new_rows.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -63,6 +71,7 @@ def load_language_model(
     device: str | torch.device | None = None,
     base: str | Path | None = None,
     trainable: bool = False,
+    allow_download: bool = False,
 ) -> tuple[Any, Any, MotionVocabulary]:
     """(model in eval mode, text tokenizer, vocabulary) of a saved folder or delta, on disk or on the Hub.
 
@@ -70,6 +79,7 @@ def load_language_model(
         motion_tokenizer: the one that will be used; checked against the one that the model was trained with.
         base: of a delta, where its backbone is, instead of the name it was saved with.
         trainable: an adapter can be trained on.
+        allow_download: fetch the backbone that a delta names on the Hub.
 
     Raises ModelError where parts are missing or don't belong together, FileError for damaged files.
     """
@@ -84,7 +94,7 @@ def load_language_model(
             f"{folder} was saved with an adapter, which is not there: the copy of the folder is not whole."
         )
     if "delta" in page:
-        model, text_tokenizer = _load_delta(folder, vocabulary, page["delta"], base)
+        model, text_tokenizer = _load_delta(folder, vocabulary, page["delta"], base, allow_download)
     else:
         model, text_tokenizer = load_folder(folder, precision, adapter=False)
     check_together(model, text_tokenizer, vocabulary)
@@ -106,7 +116,8 @@ def save_delta(
     """Write only what `base` lacks: the vocabulary, the new rows and the adapter.
 
     Args:
-        base: what `load_backbone` is to load: a name, a Hub id or a folder.
+        base: what `load_backbone` is to load: a name of ours or a Hub id, whose commit is kept. Of a folder the name is
+            kept, but whoever loads the delta must give `base` again.
         dtype: precision of the stored rows and adapter; None keeps the model's, which gives equal logits to the bit.
         check: load the base and raise ModelError unless all old weights are its own, to the bit.
     """
@@ -124,6 +135,8 @@ def save_delta(
         adapter = plain is not model and _save_adapter(model, temporary, dtype)
         readable(temporary)
         delta = {"base": str(base), "dtype": str(plain.dtype).removeprefix("torch.")}
+        if HUB_ID.fullmatch(str(base)) and (commit := commit_of(plain.name_or_path)):
+            delta["revision"] = commit
         delta["embedding_sha256"] = _old_rows_hash(plain, vocabulary)
         vocabulary.save(temporary, adapter=adapter, delta=delta)
 
@@ -331,12 +344,14 @@ def _padding(vocabulary: MotionVocabulary) -> Tensor:
     return ids[~vocabulary.text_mask() & ~vocabulary.is_motion(ids)]
 
 
-def _load_delta(folder: Path, vocabulary: MotionVocabulary, delta: Any, base: str | Path | None) -> tuple[Any, Any]:
+def _load_delta(
+    folder: Path, vocabulary: MotionVocabulary, delta: Any, base: str | Path | None, allow_download: bool
+) -> tuple[Any, Any]:
     from vadis.generators.motion_vocabulary import add_names
 
     if not isinstance(delta, dict) or not {"base", "dtype", "embedding_sha256"} <= set(delta):
         raise FileError(f"{folder} does not say which backbone its delta is for: save or download it again.")
-    name = base or delta["base"]
+    name = base or _base_named(folder, delta, allow_download)
     model, text_tokenizer = load_backbone(name, dtype=delta["dtype"])
     count, size = len(text_tokenizer), model.get_input_embeddings().weight.shape[0]
     if (count, size) != (vocabulary.text_count, vocabulary.text_size):
@@ -351,6 +366,16 @@ def _load_delta(folder: Path, vocabulary: MotionVocabulary, delta: Any, base: st
         raise ModelError(f"the weights of {name} are not those that the delta in {folder} was trained on.")
     _fill(folder, model, vocabulary)
     return model, text_tokenizer
+
+
+def _base_named(folder: Path, delta: dict[str, Any], allow_download: bool) -> str | Path | HubName:
+    """What a delta says of its backbone; raises ModelError unless it is ours, in the folder, or may be fetched."""
+    name = delta["base"]
+    return named_in_file(
+        name, f"{folder / FILE}: delta.base", known=[name] if isinstance(name, str) and is_ours(name) else [],
+        folder=folder, revision=delta.get("revision"), allow_download=allow_download,
+        otherwise="give the backbone yourself: base=FOLDER",
+    )  # fmt: skip
 
 
 def _fill(folder: Path, model: Any, vocabulary: MotionVocabulary) -> None:

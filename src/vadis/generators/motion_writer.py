@@ -62,6 +62,7 @@ class MotionWriter:
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         base: str | Path | None = None,
+        allow_download: bool = False,
     ) -> Self:
         """A saved folder or delta (see `motion_language_files`) for use: an adapter is merged into the weights.
 
@@ -70,7 +71,8 @@ class MotionWriter:
         if precision not in PRECISIONS:
             raise VadisError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
         dtype = "bfloat16" if precision == "bfloat16" else "float32"
-        model, text, vocabulary = load_language_model(folder, motion_tokenizer, dtype=dtype, device=device, base=base)
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "base": base, "allow_download": allow_download}
+        model, text, vocabulary = load_language_model(folder, motion_tokenizer, **options)
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload().eval()
         made = cls(model, text, vocabulary, motion_tokenizer)

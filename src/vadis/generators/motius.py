@@ -3,7 +3,6 @@
 The folder becomes a bundle; its text encoder (Flan-T5-XL, several GB) is referred to, or copied when the folder brings it.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ from torch import nn
 
 from vadis.checkpoint import read_state_dict
 from vadis.errors import ModelError
-from vadis.files import atomic_folder
 from vadis.generators.motionmillion import SIZES, MotionMillion
 from vadis.generators.motionmillion import from_motionmillion as generator_from
 from vadis.hub import read_array, read_json, save_bundle
+from vadis.places import HUB_ID
 from vadis.tokenizers.fsq import FSQTokenizer
 from vadis.tokenizers.fsq import from_motionmillion as tokenizer_from
 
@@ -30,22 +29,13 @@ class GoToZero(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a bundle that `vadis.load` opens as a text-to-motion pipeline."""
-        folder = Path(folder)
-        hub = self.text_encoder if isinstance(self.text_encoder, str) else TEXT_ENCODER
-        parts = {"tokenizer": self.tokenizer, "generator": self.generator}
-        entry: Any = {"hub": hub}
-        if isinstance(self.text_encoder, Path):
-            entry = ["transformers", "T5EncoderModel"]
+        encoder = self.text_encoder if isinstance(self.text_encoder, Path) else {"hub": self.text_encoder}
+        parts = {"tokenizer": self.tokenizer, "generator": self.generator, "text_encoder": encoder}
         settings = {  # the program decodes greedily until END, 150 tokens of 2 frames at most
             "seconds": None, "max_seconds": 10.0, "temperature": 0.0, "guidance_scale": 1.0, "plan": "none",
             "text_encoder": "flan-t5-xl",
         }  # fmt: skip
-        save_bundle(folder, "TextToMotionPipeline", {**parts, "text_encoder": entry}, settings)
-        if isinstance(self.text_encoder, Path):
-            with atomic_folder(folder / "text_encoder") as temporary:
-                for file in self.text_encoder.iterdir():
-                    if file.suffix in (".json", ".safetensors", ".model", ".txt"):
-                        shutil.copyfile(file, temporary / file.name)
+        save_bundle(folder, "TextToMotionPipeline", parts, settings)
 
 
 def from_folder(folder: Path, **options: Any) -> GoToZero:
@@ -76,7 +66,13 @@ def from_folder(folder: Path, **options: Any) -> GoToZero:
     text = page.get("text_encoder") or {}
     stored = folder / "text_encoder"
     source = text.get("source") or page.get("text_model_name") or TEXT_ENCODER
-    return GoToZero(tokenizer, generator, stored if (stored / "config.json").is_file() else str(source))
+    if (stored / "config.json").is_file():
+        return GoToZero(tokenizer, generator, stored)
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        raise ModelError(
+            f"mm_config.json: the text encoder is {source!r:.80}; expected a Hub id such as {TEXT_ENCODER}."
+        )
+    return GoToZero(tokenizer, generator, source)
 
 
 def _weights(folder: Path, name: str) -> Path:

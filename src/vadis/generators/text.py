@@ -8,7 +8,6 @@ Prompts of equal length run together and no prompt is ever padded inside the net
 what else is in the batch. Shapes: B prompts, L tokens of the longest, H = `dim`.
 """
 
-import os
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from vadis.errors import MissingExtra, ModelError, VadisError
 from vadis.foreign import model_of, open_foreign, open_model, tokenizer_of
+from vadis.places import HubName, commit_of, named_in_file
 
 MAX_CHARACTERS = 2000
 TOKENS_PER_BATCH = 2048  # tokens of one forward pass: fills a core, stays in its cache
@@ -52,8 +52,10 @@ class TextEncoder:
     files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors")
     """What is downloaded from the Hub."""
 
-    def __init__(self, source: str | Path | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(self, source: str | Path | HubName | None = None, device: str | torch.device = "cpu") -> None:
         """`source`: a folder or Hub id instead of the usual one. Raises ModelError when it can't be had."""
+        self.origin: HubName | None = None
+        """The model of the Hub that was fetched, with its commit."""
         folder = self._folder(source)
         try:
             self.tokenizer = tokenizer_of(folder / "tokenizer.json")
@@ -149,24 +151,26 @@ class TextEncoder:
         """A folder that an installed package brings, if there is one."""
         return None
 
-    def _folder(self, source: str | Path | None) -> Path:
-        if source is not None and Path(source).is_dir():
-            return Path(source)
-        if source is None and (found := self._installed()) is not None:
-            return found
-        from huggingface_hub import snapshot_download
+    def _folder(self, source: str | Path | HubName | None) -> Path:
+        from vadis.hub import fetch
 
+        if isinstance(source, str | Path):
+            if Path(source).is_dir():
+                return Path(source)
+            source = HubName(str(source))
+        if source is None:
+            if (found := self._installed()) is not None:
+                return found
+            source = HubName(self.hub_id)
         try:
-            return Path(
-                snapshot_download(
-                    str(source or self.hub_id), allow_patterns=list(self.files), local_files_only=_offline()
-                )
-            )
-        except Exception as error:  # many kinds: no network, no such id, not in the cache
+            folder = fetch(source.id, revision=source.revision, allow_patterns=list(self.files))
+        except ModelError as error:
             raise ModelError(
-                f"the text encoder {source or self.hub_id} is neither a folder, nor installed, nor can it be downloaded "
-                f"({str(error).splitlines()[0]:.120}). {self._advice()}"
+                f"the text encoder {source} is neither a folder, nor installed, nor can it be downloaded "
+                f"({error!s:.120}). {self._advice()}"
             ) from error
+        self.origin = HubName(source.id, commit_of(folder))
+        return folder
 
     def _advice(self) -> str:
         return "Download it once while online, or give its folder."
@@ -210,7 +214,7 @@ class FlanT5Encoder(TextEncoder):
 
     def __init__(
         self,
-        source: str | Path | None = None,
+        source: str | Path | HubName | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -309,15 +313,38 @@ ENCODERS: dict[str, type[TextEncoder]] = {
 }
 
 
-def text_encoder(name: str, source: str | Path | None = None, device: str | torch.device = "cpu") -> TextEncoder:
+def text_encoder(
+    name: str, source: str | Path | HubName | None = None, device: str | torch.device = "cpu"
+) -> TextEncoder:
     """The encoder of that name (`minilm`, `flan-t5-xl`, `sentence-t5-xxl`, `clip-vit-b32`); raises ModelError for another name."""
     if name not in ENCODERS:
         raise ModelError(f"unknown text encoder {name!r}; use one of {', '.join(ENCODERS)}.")
     return ENCODERS[name](source, device)
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+def encoder_source(folder: Path, entry: Any, name: str, allow_download: bool) -> Path | HubName | None:
+    """Where a bundle's index says that the weights of its encoder `name` are; None: in their usual place.
+
+    The usual Hub id of that encoder needs no leave, another one `allow_download`. Raises ModelError.
+    """
+    if isinstance(entry, list):  # of another library, in the bundle
+        return folder / "text_encoder"
+    if not isinstance(entry, dict) or entry.get("hub") is None:
+        return None
+    where, revision = f"{folder / 'model_index.json'}: text_encoder.hub", entry.get("revision")
+    known = [ENCODERS[name].hub_id] if name in ENCODERS else []
+    options = {"known": known, "revision": revision, "allow_download": allow_download}
+    found = named_in_file(entry["hub"], where, **options)
+    return HubName(found) if isinstance(found, str) else found
+
+
+def encoder_entry(name: str, encoder: Any, source: Path | HubName | None) -> Any:
+    """What a bundle's index is to say of its text encoder, or the folder that is to be copied into the bundle."""
+    if isinstance(source, Path):
+        return source
+    if isinstance(encoder, TextEncoder) and encoder.origin is not None:
+        source = encoder.origin  # with the commit
+    return {"name": name} | (source.entry() if source is not None else {})
 
 
 class _quiet_transformers:

@@ -196,7 +196,8 @@ def _bundle(path: Path, report: Callable[..., Any]) -> Any:
         if name.startswith("_") or entry is None:
             continue
         if isinstance(entry, dict) and "hub" in entry:
-            facts[name] = f"{entry['hub']} (fetched from the Hub when used)"
+            commit = f" at {entry['revision']}" if entry.get("revision") else ""
+            facts[name] = f"{entry['hub']}{commit} (on the Hub; fetched with --allow-download)"
             continue
         folder = path / name
         if folder.is_dir() and folder.resolve().is_relative_to(path.resolve()):

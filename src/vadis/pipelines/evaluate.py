@@ -30,7 +30,9 @@ from vadis.evaluation.sources import (
     check_fit,
     model_identity,
 )
+from vadis.hub import bundled_models, load
 from vadis.locks import only_run
+from vadis.places import named_in_file
 
 EMBEDDED = {"fid", "retrieval", "diversity", "multimodality"}
 
@@ -57,6 +59,7 @@ def evaluate(
     device: str | None = None,
     settings: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    allow_download: bool = False,
 ) -> Report:
     """Measure a model and give a `Report`; `print(report)` shows its table.
 
@@ -82,6 +85,7 @@ def evaluate(
         device: of models that are loaded here.
         settings: keywords for the pipeline's call.
         progress: called with stage, done, total.
+        allow_download: fetch what a file in the model's folder, or the protocol's file, names on the Hub.
 
     Raises VadisError (with the cure) for a protocol that doesn't fit the representation, different sets of ids, captions
     without motion, work of other settings in `out`, another run that works there; metrics that have too few items are
@@ -93,8 +97,14 @@ def evaluate(
         plan = load_protocol(protocol)
         plan = replace(plan, repeats=repeats) if repeats is not None else plan
         reference = _limited(_reference(data, plan, split, kinds), limit)
-        source = _source(model, plan, reference, partial, settings, device)
-        encoder = _evaluator(evaluator, plan, device)
+        options = {"device": device, "allow_download": allow_download}
+        if evaluator is None and plan.evaluator is not None and not isinstance(protocol, Protocol):  # its file names it
+            evaluator = named_in_file(
+                plan.evaluator, f"protocol {plan.name}: evaluator", known=bundled_models(),
+                allow_download=allow_download, otherwise="name the evaluator yourself",
+            )  # fmt: skip
+        source = _source(model, plan, reference, partial, settings, options)
+        encoder = _evaluator(evaluator, plan, options)
         sets = _sets(source, plan, generations)
         identity = {
             "protocol": model_identity(replace(plan, repeats=1)),
@@ -200,17 +210,15 @@ def _limited(reference: Reference, limit: int | None) -> Reference:
 
 
 def _source(model: Any, plan: Protocol, reference: Reference, partial: bool, settings: dict[str, Any] | None,
-            device: str | None) -> Source:  # fmt: skip
+            options: dict[str, Any]) -> Source:  # fmt: skip
     name = ""
     if isinstance(model, str) and model.startswith("baseline:"):
         return BaselineSource(model.removeprefix("baseline:"), plan, reference)
     if isinstance(model, str | Path):
-        path = Path(model)
-        if path.is_dir() and not any((path / n).is_file() for n in ("config.json", "model_index.json")):
+        path, ours = Path(model), isinstance(model, str) and model in bundled_models()
+        if path.is_dir() and not ours and not any((path / n).is_file() for n in ("config.json", "model_index.json")):
             return FolderSource(path, plan, reference, partial)
-        from vadis.hub import load
-
-        name, model = path.name if path.is_dir() else str(model), load(model, device=device)
+        name, model = path.name if path.is_dir() else str(model), load(model, **options)
     if callable(model) and (hasattr(model, "text_encoder") or hasattr(model, "lm")):
         if plan.task != "reconstruction":
             return PipelineSource(model, plan, name, settings)
@@ -224,7 +232,7 @@ def _source(model: Any, plan: Protocol, reference: Reference, partial: bool, set
     )
 
 
-def _evaluator(evaluator: Any, plan: Protocol, device: str | None) -> tuple[str, Any] | None:
+def _evaluator(evaluator: Any, plan: Protocol, options: dict[str, Any]) -> tuple[str, Any] | None:
     if not EMBEDDED & set(plan.metrics) or evaluator == "none":
         return None
     wanted = evaluator if evaluator is not None else plan.evaluator
@@ -234,11 +242,9 @@ def _evaluator(evaluator: Any, plan: Protocol, device: str | None) -> tuple[str,
             "ones come in with `vadis import guo-evaluator` or `ms272-evaluator`), or none to leave out what needs it."
         )
     if isinstance(wanted, str | Path):
-        from vadis.hub import load
-
         name, found = (
             str(wanted) if not Path(wanted).is_dir() else Path(wanted).resolve().name,
-            load(wanted, device=device),
+            load(wanted, **options),
         )
     else:
         name, found = type(wanted).__name__, wanted

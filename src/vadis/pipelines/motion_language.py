@@ -430,12 +430,14 @@ class MotionLanguagePipeline:
         base: str | Path | None = None,
         tokenizer: Any = None,
         text_encoder: Any = None,
+        allow_download: bool = False,
     ) -> Self:
         """Load a bundle folder.
 
         Args:
             precision: of the language model instead of the config's own; `dtype` "bf16" means the same as "bfloat16".
             base: the backbone of a bundle that holds only what it lacks, instead of the name in it.
+            allow_download: fetch the backbone that such a bundle names on the Hub.
             tokenizer, text_encoder: the motion tokenizer, and the planner's encoder, when they are loaded already.
 
         Raises ModelError where parts are missing or don't belong together.
@@ -455,8 +457,9 @@ class MotionLanguagePipeline:
             precision = "float32" if precision == "int8" and target.type != "cpu" else precision
         motion_tokenizer = tokenizer or load_component(folder / "tokenizer", device=target)
         lm = MotionLM.from_pretrained(
-            folder / "language_model", motion_tokenizer, device=target, precision=precision, base=base
-        )
+            folder / "language_model", motion_tokenizer, device=target, precision=precision, base=base,
+            allow_download=allow_download,
+        )  # fmt: skip
         planner = (
             load_component(folder / "planner") if (folder / "planner").is_dir() else None
         )  # CPU, as its text encoder

@@ -256,8 +256,16 @@ class MotionVLAPipeline:
             write_json(temporary / "model_index.json", index)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, device: Any = None, **overrides: Any) -> Self:
-        """Load a bundle folder. Raises ModelError where its parts are missing or don't belong together."""
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        allow_download: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Load a bundle folder; `allow_download` fetches a backbone that it names on the Hub. Raises ModelError where its parts are missing or don't belong together."""
         from vadis.component import build_config
         from vadis.hub import load_component, pick_device, pick_dtype, read_json
 
@@ -268,7 +276,7 @@ class MotionVLAPipeline:
         tokenizer = overrides.pop("tokenizer", None) or load_component(folder / "tokenizer", device=target)
         if overrides:
             raise ModelError(f"a MotionVLA bundle takes no {', '.join(overrides)}: leave it out.")
-        vla = MotionVLA.load(folder / "language_model", tokenizer)
+        vla = MotionVLA.load(folder / "language_model", tokenizer, allow_download=allow_download)
         precision = pick_dtype(dtype) or (torch.float32 if target.type == "cpu" else None)
         vla.model.to(device=target, dtype=precision)
         page = folder / "generation_config.json"

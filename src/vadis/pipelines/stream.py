@@ -25,9 +25,10 @@ from vadis import rotation
 from vadis.errors import ModelError, VadisError
 from vadis.generators.diffusion import Sampler
 from vadis.generators.planner import KinematicPlanner, PlanKind, PlannedSentences
-from vadis.generators.text import SentenceCache, check_prompts
+from vadis.generators.text import SentenceCache, check_prompts, encoder_entry, encoder_source
 from vadis.motion import Motion
 from vadis.pipelines.text_to_motion import TextToMotionOutput
+from vadis.places import HubName
 from vadis.representations import representation
 from vadis.representations.ms272 import MS272
 from vadis.skeleton import smpl22
@@ -229,6 +230,7 @@ class MotionStreamPipeline:
         self.config = config or StreamConfig()
         self.representation = representation(tokenizer.representation)
         self._text_encoder, self._sentences = text_encoder, None
+        self._text_source: Path | HubName | None = None  # where its weights are, when not in their usual place
 
     @property
     def text_encoder(self) -> Any:
@@ -236,7 +238,7 @@ class MotionStreamPipeline:
         if self._text_encoder is None:
             from vadis.generators.text import text_encoder
 
-            self._text_encoder = text_encoder(self.config.text_encoder)
+            self._text_encoder = text_encoder(self.config.text_encoder, self._text_source)
         return self._text_encoder
 
     def sentence(self, text: str) -> Tensor:
@@ -249,8 +251,19 @@ class MotionStreamPipeline:
         return self._sentences(text)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, device: Any = None, **overrides: Any) -> Self:
-        """Load a bundle folder; parts can be given as keywords (`text_encoder=` shares one among pipelines)."""
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        allow_download: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Load a bundle folder; parts can be given as keywords (`text_encoder=` shares one among pipelines).
+
+        `allow_download` fetches a text encoder that the bundle names on the Hub.
+        """
         from vadis.component import build_config
         from vadis.hub import load_bundle, pick_device, read_json
 
@@ -260,9 +273,12 @@ class MotionStreamPipeline:
         parts = load_bundle(folder, dtype=dtype, device=device, **overrides)
         page = folder / "generation_config.json"
         config = build_config(StreamConfig, read_json(page)) if page.is_file() else StreamConfig()
-        encoder = parts.get("text_encoder")
-        encoder = None if isinstance(encoder, dict | list) else encoder
-        return cls(parts["tokenizer"], parts["generator"], encoder, config, parts.get("planner"))
+        encoder, stored = parts.get("text_encoder"), None
+        if isinstance(encoder, dict | list):
+            encoder, stored = None, encoder_source(folder, encoder, config.text_encoder, allow_download)
+        pipe = cls(parts["tokenizer"], parts["generator"], encoder, config, parts.get("planner"))
+        pipe._text_source = stored
+        return pipe
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> None:
         """Write the bundle: `model_index.json`, a folder a part, `generation_config.json`, and `card` as README.md."""
@@ -271,7 +287,7 @@ class MotionStreamPipeline:
         parts = {"tokenizer": self.tokenizer, "generator": self.generator}
         if self.planner is not None:
             parts["planner"] = self.planner
-        parts["text_encoder"] = {"name": self.config.text_encoder}
+        parts["text_encoder"] = encoder_entry(self.config.text_encoder, self._text_encoder, self._text_source)
         save_bundle(folder, "MotionStreamPipeline", parts, asdict(self.config), card)
 
     def stream(

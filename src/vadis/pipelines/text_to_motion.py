@@ -20,6 +20,7 @@ from torch import Tensor
 from vadis.errors import ModelError, VadisError
 from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
+from vadis.places import HubName
 
 MAX_SECONDS = 3600.0
 ROWS = 32  # rows of the generator at once
@@ -93,7 +94,7 @@ class TextToMotionPipeline:
         self.tokenizer, self.generator, self.planner = tokenizer, generator, planner
         self.config = config or GenerationConfig()
         self._text_encoder = text_encoder
-        self._text_source: Path | str | None = None  # where its weights are, when not in their usual place
+        self._text_source: Path | HubName | None = None  # where its weights are, when not in their usual place
         self.representation = representation(tokenizer.representation)
         if generator.config.nb_code != tokenizer.vocab_size or generator.config.groups != tokenizer.tokens_per_step:
             raise ModelError(
@@ -120,9 +121,21 @@ class TextToMotionPipeline:
         return self._text_encoder
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, device: Any = None, **overrides: Any) -> Self:
-        """Load a bundle folder; parts can be given as keywords (`text_encoder=` shares one among pipelines)."""
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        allow_download: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Load a bundle folder; parts can be given as keywords (`text_encoder=` shares one among pipelines).
+
+        `allow_download` fetches a text encoder that the bundle names on the Hub.
+        """
         from vadis.component import build_config
+        from vadis.generators.text import encoder_source
         from vadis.hub import load_bundle, pick_device, read_json
 
         folder = Path(folder)
@@ -131,23 +144,22 @@ class TextToMotionPipeline:
         parts = load_bundle(folder, dtype=dtype, device=device, **overrides)
         page = folder / "generation_config.json"
         config = build_config(GenerationConfig, read_json(page)) if page.is_file() else GenerationConfig()
-        encoder = parts.get("text_encoder")
-        stored = encoder if isinstance(encoder, dict | list) else None
-        pipe = cls(parts["tokenizer"], parts["generator"], parts.get("planner"), None if stored else encoder, config)
-        if isinstance(stored, list):  # of another library, in the bundle
-            pipe._text_source = folder / "text_encoder"
-        elif stored:
-            pipe._text_source = stored.get("hub")
+        encoder, stored = parts.get("text_encoder"), None
+        if isinstance(encoder, dict | list):
+            encoder, stored = None, encoder_source(folder, encoder, config.text_encoder, allow_download)
+        pipe = cls(parts["tokenizer"], parts["generator"], parts.get("planner"), encoder, config)
+        pipe._text_source = stored
         return pipe
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> None:
         """Write the bundle: `model_index.json`, a folder a part, `generation_config.json`, and `card` as README.md."""
+        from vadis.generators.text import encoder_entry
         from vadis.hub import save_bundle
 
         parts = {"tokenizer": self.tokenizer, "generator": self.generator}
         if self.planner is not None:
             parts["planner"] = self.planner
-        encoder = {"name": self.config.text_encoder} | ({"hub": str(self._text_source)} if self._text_source else {})
+        encoder = encoder_entry(self.config.text_encoder, self._text_encoder, self._text_source)
         save_bundle(folder, "TextToMotionPipeline", parts | {"text_encoder": encoder}, asdict(self.config), card)
 
     # ---- the call

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.errors import MissingExtra, ModelError
-from vadis.generators.backbones import load_backbone
+from vadis.generators.backbones import load_backbone, shared_name
 from vadis.generators.motion_language_files import load_language_model, plain_model, save_delta, save_language_model
 from vadis.generators.motion_layout import Kind, MotionLayout, Order
 from vadis.generators.motion_rows import Init
@@ -81,6 +81,8 @@ class LanguageModelConfig:
     """Gradient checkpointing: less memory for a third more computing."""
     half_base: bool = False
     """Keep frozen weights in bfloat16; only with precision: bf16."""
+    allow_download: bool = False
+    """Fetch the backbone that `start` names on the Hub."""
 
     def __post_init__(self) -> None:
         if self.start and self.tuning == "scratch":
@@ -164,9 +166,11 @@ def build_language_model(
     """
     if config.start:
         base = _delta_base(config.start)
-        model, text_tokenizer, vocabulary = load_language_model(config.start, motion_tokenizer, trainable=True)
+        model, text_tokenizer, vocabulary = load_language_model(
+            config.start, motion_tokenizer, trainable=True, allow_download=config.allow_download
+        )
     else:
-        base: str | None = config.backbone
+        base: str | None = shared_name(config.backbone)
         model, text_tokenizer = load_backbone(config.backbone, seed=seed)
         if config.tuning == "scratch":
             model = type(model)(model.config)
@@ -201,11 +205,11 @@ def _vocabulary(
 
 
 def _delta_base(folder: str) -> str | None:
-    """The backbone of a delta; None for a whole model."""
+    """The backbone of a delta; None for a whole model, or where only this folder knows it."""
     from vadis.generators.motion_ids import read_page
 
     delta = read_page(folder).get("delta")
-    return delta["base"] if isinstance(delta, dict) and "base" in delta else None
+    return shared_name(str(delta["base"])) if isinstance(delta, dict) and "base" in delta else None
 
 
 def _tuned(model: Any, config: LanguageModelConfig, vocabulary: MotionVocabulary) -> Any:

@@ -159,7 +159,10 @@ def pipeline_of(recipe: Any, weights: Path, wanted: MotionEvaluation) -> Any:
         from vadis.generators.motion_lm import MotionLM
         from vadis.pipelines.motion_language import MotionLanguagePipeline
 
-        return MotionLanguagePipeline(MotionLM.from_pretrained(weights, vadis.load(recipe.model.tokenizer)))
+        model = recipe.model
+        base = None if model.start else model.backbone  # which the recipe names, whatever the weights' folder says
+        options = {"base": base, "allow_download": model.allow_download}
+        return MotionLanguagePipeline(MotionLM.from_pretrained(weights, vadis.load(model.tokenizer), **options))
     raise VadisError(
         f"models of task {recipe.task} make no motion from text: leave out `evaluation` to compare held-out losses."
     )
