@@ -17,7 +17,7 @@ from vadis.errors import ModelError
 from vadis.io.tokens import TokenFile
 from vadis.motion import Motion
 from vadis.pipelines.text_to_motion import TextToMotionPipeline
-from vadis.places import HubName, check_links, commit_of, named_in_file, relative_name
+from vadis.places import HubName, check_links, commit_of, inside, named_in_file, relative_name
 from vadis.representations import representation
 from vadis.tokenizers import FSQTokenizer, FSQTokenizerConfig
 
@@ -147,6 +147,16 @@ def test_what_a_name_in_a_file_may_be(tmp_path: Path) -> None:
     for name in (3, None, "word", "a/b/c", "https://example.org/x"):
         with pytest.raises(ModelError, match="page is "):
             named_in_file(name, "page", known=["ours"], folder=tmp_path, allow_download=True)
+
+
+def test_files_that_a_corpus_names_are_inside_it(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "outside.png").touch()
+    (tmp_path / "corpus" / "link.png").symlink_to(tmp_path / "outside.png")
+    assert inside(tmp_path, "corpus/a.png", "page") == tmp_path / "corpus" / "a.png"
+    for name in ("../outside.png", str(tmp_path / "outside.png"), "link.png", None):
+        with pytest.raises(ModelError, match=r"expected the name of a file in|leads out of its folder"):
+            inside(tmp_path / "corpus", name, "page")
 
 
 # ---- text encoders

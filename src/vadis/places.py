@@ -104,6 +104,14 @@ def _parents(path: Path) -> list[tuple[str, str]]:
 # ---- links
 
 
+def inside(folder: Path, name: object, where: str) -> Path:
+    """The path of a file that another file in `folder` names; raises ModelError where it leads out, also by a link."""
+    if not isinstance(name, str) or not stays_inside(name):
+        raise ModelError(f"{where} is {name!r:.80}; expected the name of a file in {folder}.")
+    check_links(folder, only=folder / name)
+    return folder / name
+
+
 def check_links(folder: Path, only: Path | None = None) -> None:
     """Raise ModelError where a symbolic link in a folder, or `only` that one file in it, leads out of it.
 

@@ -24,6 +24,7 @@ from vadis.data.token_corpus import TokenCorpus, write_streams
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_write, writing
 from vadis.locks import only_run
+from vadis.places import inside
 from vadis.tokenizers.dsft_sequence import (
     LENGTH_STEP,
     RESERVED,
@@ -269,7 +270,7 @@ def _listed_row(entry: Any, root: Path, image_root: str | Path | None, tokenizer
     image = entry.get("image_path") if isinstance(entry, dict) else None
     if not isinstance(text, str) or not text.strip() or not isinstance(motion, str):
         raise VadisError("the entry has no text or no motion_path")
-    encoded = load_tokens(root / motion, tokenizer)
+    encoded = load_tokens(inside(root, motion, "motion_path"), tokenizer)
     if isinstance(image, str) and image:
         return SwiftRow(text, encoded, in_folder(image, image_root) if image_root is not None else image)
     return SwiftRow(text, encoded)

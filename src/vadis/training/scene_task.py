@@ -21,6 +21,7 @@ from vadis.data.swift_rows import read_rows
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionvla import IGNORED, MotionVLA
 from vadis.generators.scene_prompts import MAX_VISUAL_TOKENS, Prompt, ScenePacker, collate
+from vadis.places import inside
 from vadis.training.config import STRICT, Recipe
 from vadis.training.language_loss import Places, places
 from vadis.training.language_model import LanguageModel, LanguageModelConfig, build_language_model
@@ -98,7 +99,7 @@ def corpus_items(path: str, split: str, tokenizer: Any) -> list[SceneItem]:
     items = []
     for clip, tokens, frames in zip(clips, coded, lengths, strict=True):
         image = clip.extra.get("image")
-        place = None if image is None else str(corpus.path / image)
+        place = None if image is None else str(inside(corpus.path, image, f"{path}, a clip's image"))
         items.append(SceneItem(tuple(c.text for c in clip.captions), place, tokens, frames / tokenizer.fps))
     return items
 

@@ -16,6 +16,7 @@ from vadis.errors import MissingExtra, VadisError
 from vadis.files import atomic_write
 from vadis.metrics.physical import ground_quality
 from vadis.motion import Motion
+from vadis.places import inside
 from vadis.representations import representation
 
 Rows = list[dict[str, Any]]
@@ -98,7 +99,8 @@ def scene_sheet(corpus: Corpus, path: str | Path, rooms: int = 8, columns: int =
     tiles = []
     for group in list(groups)[:rooms]:
         clips = list(corpus.subset(group=group))
-        with Image.open(corpus.path / clips[0].extra["image"]) as picture:
+        place = inside(corpus.path, clips[0].extra["image"], f"{corpus.path}, a clip's image")
+        with Image.open(place) as picture:
             small = picture.convert("RGB")
         width, height = small.width * scale, small.height * scale
         tile = Image.new("RGB", (width, height + 14 * len(clips) + 6), "white")
