@@ -162,7 +162,7 @@ def test_other_files(walk, tmp_path):
     report = describe(tmp_path / "a.glb")
     assert report.kind == "glb" and report.facts["animations"] == "walk" and report.facts["skins"] == "2 joints"
     (tmp_path / "a.glb").write_bytes(head + page[:10])
-    with pytest.raises(FileError, match="not a whole glTF"):
+    with pytest.raises(FileError, match="a.glb is not valid JSON"):
         describe(tmp_path / "a.glb")
     for name, word in (("a.fbx", "FBX"), ("a.c3d", "markers"), ("a.pkl", "pickles can run code"), ("a.xyz", "unknown")):
         (tmp_path / name).write_bytes(b"data")

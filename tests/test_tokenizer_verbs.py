@@ -75,7 +75,7 @@ def test_tokens_of_other_weights_and_foreign_files_are_refused(models, tmp_path,
     assert "made by other weights" in capsys.readouterr().err
     tokens.write_bytes(tokens.read_bytes()[:200])
     assert run("detokenize", tokens, "-o", tmp_path / "x.bvh") == 2
-    assert "is no token file" in capsys.readouterr().err and not (tmp_path / "x.bvh").exists()
+    assert "is not an .npz file" in capsys.readouterr().err and not (tmp_path / "x.bvh").exists()
 
 
 def test_a_dsft_model_is_reconstructed_but_fills_no_token_file(corpus, tmp_path, capsys) -> None:

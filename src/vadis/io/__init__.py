@@ -6,7 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vadis.errors import FileError
+import torch
+
+from vadis.errors import FileError, VadisError
 from vadis.motion import Motion
 
 READERS = {
@@ -22,7 +24,7 @@ WRITERS = {
     ".bvh": "vadis.io.bvh_writer:save_bvh",
     ".npz": "vadis.io.amass:save_amass",
     ".npy": "vadis.io.npy:save_npy",
-    ".glb": "vadis.io.gltf:save_glb",
+    ".glb": "vadis.io.gltf_writer:save_glb",
 }
 
 
@@ -46,13 +48,33 @@ def _find(table: dict[str, str], path: Path, what: str, options: dict[str, Any])
 def load_motion(path: str | Path, **options: Any) -> Motion:
     """Read any supported motion file; options are those of the format's reader.
 
-    Raises FileError for an unknown suffix or option, a missing or damaged file.
+    Raises FileError for an unknown suffix or option, a missing or damaged file; every error names the file.
     """
     path = Path(path)
     reader = _find(READERS, path, "read", options)
     if not path.is_file():
         raise FileError(f"no file {path}: check the path.")
-    return reader(path, **options)
+    try:
+        motion = reader(path, **options)
+    except VadisError as error:
+        if path.name in str(error):
+            raise
+        raise type(error)(f"{path.name}: {error}") from error
+    _check_rotations(motion, path)
+    return motion
+
+
+def _check_rotations(motion: Motion, path: Path) -> None:
+    """Raise FileError unless every joint's matrix is a rotation, to a thousandth: whatever the format, it was read as one."""
+    turned = motion.rotations
+    off = (turned @ turned.mT - torch.eye(3)).abs().amax((-1, -2))  # (T, J)
+    wrong = (off > 1e-3) | (torch.linalg.det(turned) < 0)
+    if wrong.any():
+        frame, joint = wrong.nonzero()[0].tolist()
+        raise FileError(
+            f"{path.name}: frame {frame} has no rotation for {motion.skeleton.names[joint]} but a matrix that flattens, "
+            "mirrors or shears: the file is damaged, or holds something else."
+        )
 
 
 def save_motion(motion: Motion, path: str | Path, **options: Any) -> Path:

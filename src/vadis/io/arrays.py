@@ -29,6 +29,10 @@ def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
     data = file.read(count * dtype.itemsize)
     if len(data) != count * dtype.itemsize:
         raise FileError(f"{name} is cut off: {count} values promised, {len(data) // dtype.itemsize} found.")
+    if dtype.kind == "U":  # NumPy would fail on a code point that there isn't, as late as when the text is used
+        codes = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise FileError(f"{name} holds text with code points that are no characters.")
     return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 

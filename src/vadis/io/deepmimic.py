@@ -5,7 +5,6 @@ one angle in radians about z for knees and elbows; wrists don't turn. Y up, metr
 knee, ankle, shoulder, elbow, then the same on the left.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from vadis import rotation
 from vadis.errors import FileError
 from vadis.motion import Motion
+from vadis.records import parse_json, read_bytes
 from vadis.skeleton import Skeleton, chain_offsets
 
 _JOINTS: tuple[tuple[str, int, tuple[float, float, float], int], ...] = (  # name, parent, offset (m), values a frame
@@ -62,6 +62,8 @@ def load_deepmimic(
     page = _read_json(path, max_bytes)
     if not isinstance(page, dict) or not isinstance(page.get("Frames"), list):
         raise FileError(f"{path.name} is JSON but not a DeepMimic clip: there is no list called 'Frames'.")
+    if not isinstance(loop := page.get("Loop"), str | None):
+        raise FileError(f"{path.name}: 'Loop' is {loop!r:.60}; expected text such as 'wrap' or 'none'.")
     rows = page["Frames"]
     if not 0 < len(rows) <= _MAX_FRAMES:
         raise FileError(f"{path.name}: {len(rows)} frames; expected 1 to {_MAX_FRAMES}.")
@@ -69,12 +71,12 @@ def load_deepmimic(
         if not isinstance(row, list) or len(row) != WIDTH:
             found = f"{len(row)} numbers" if isinstance(row, list) else type(row).__name__
             raise FileError(f"{path.name}: frame {number} has {found}; the humanoid needs {WIDTH} numbers a frame.")
-        if not all(isinstance(value, int | float) and abs(value) < 1e9 for value in row):  # False for NaN and infinity
+        if not all(type(value) in (int, float) and abs(value) < 1e9 for value in row):  # False for NaN and infinity
             raise FileError(f"{path.name}: frame {number} holds something that isn't a finite number.")
     values = torch.tensor(np.array(rows, dtype=np.float64))
     skeleton = humanoid() if character is None else _character(Path(character), max_bytes)
     root, rotations = _decode(values, path.name)
-    meta = {"file": path.name, "loop": page.get("Loop")}
+    meta = {"file": path.name, "loop": loop}
     durations = values[:-1, 0] if len(values) > 1 else values[:, 0]
     if fps is None:
         step = float(durations.median())
@@ -94,16 +96,7 @@ def load_deepmimic(
 
 
 def _read_json(path: Path, max_bytes: int) -> Any:
-    try:
-        if path.stat().st_size > max_bytes:
-            raise FileError(f"{path.name} has more than {max_bytes} bytes: pass max_bytes if that is right.")
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise FileError(f"can't read {path}: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        raise FileError(f"{path.name}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-    except (ValueError, RecursionError):  # undecodable bytes, numbers of absurd length, nesting without end
-        raise FileError(f"{path.name} is not valid JSON.") from None
+    return parse_json(read_bytes(path, max_bytes), path.name)
 
 
 def _decode(values: Tensor, file: str) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,12 @@ body with the bone lengths found in the data.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.errors import FileError
@@ -19,6 +21,7 @@ from vadis.io.amass import from_smpl_table, standing_axis
 from vadis.io.arrays import finite, read_npy
 from vadis.io.bvh import Z_UP, snap_fps
 from vadis.motion import Motion
+from vadis.records import checked, read_json
 from vadis.skeleton import SMPL22_NAMES, SMPL22_PARENTS, Skeleton, smpl22
 
 FEATURES = {263: "hml263", 251: "kit251", 272: "ms272", 276: "vimogen276", 426: "vimogen276", 135: "smpl135"}
@@ -27,6 +30,8 @@ TABLES = {85: slice(72, 75), 322: slice(309, 312)}
 """Width of SMPL tables -> columns of the translation: SMPL-85 and Motion-X; the pose comes first."""
 JOINTS_FPS = 20.0
 """HumanML3D's rate, assumed for joint positions that come without one."""
+Offset = Annotated[float, Field(ge=-1000, le=1000)]
+"""Metres from a joint to its parent."""
 _SIX_D = {
     "ms272": slice(140, 272),
     "ms272_absroot": slice(140, 272),
@@ -34,6 +39,16 @@ _SIX_D = {
     "vimogen276": slice(0, 126),
 }
 _SIX_D |= {"smpl135": slice(3, 135), "motionclip135": slice(3, 135), "kit251": slice(64, 184)}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="ignore", allow_inf_nan=False))
+class _Notes:
+    """What a sidecar may say; people add notes of their own."""
+
+    representation: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    fps: Annotated[float, Field(ge=0.1, le=10_000)] | None = None
+    joint_names: Annotated[list[str], Field(max_length=4096)] | None = None
+    joint_offsets: Annotated[list[tuple[Offset, Offset, Offset]], Field(min_length=22, max_length=22)] | None = None
 
 
 def sidecar(path: str | Path) -> Path:
@@ -47,12 +62,8 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     place = sidecar(path)
     if not place.is_file():
         return {}
-    try:
-        notes = json.loads(place.read_bytes()[: 1 << 20])
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{place.name} beside {path.name} can't be read ({error}): repair or delete it.") from None
-    if not isinstance(notes, dict):
-        raise FileError(f"{place.name} beside {path.name} must hold a JSON object: repair or delete it.")
+    notes = read_json(place, max_bytes=1 << 20)
+    checked(_Notes, notes, f"{place.name}, the notes to {path.name}")
     return notes
 
 
@@ -95,7 +106,7 @@ def load_npy(
         rep = find(kind)
         features = _features(array, kind, path.name)
         options: dict[str, Any] = {} if source is None else {"source": source}
-        if (skeleton := _stored_skeleton(notes, path.name)) is not None:
+        if (skeleton := _stored_skeleton(notes)) is not None:
             options["skeleton"] = skeleton
         motion = rep.decode(features, fps=float(stored or rep.fps), **options)
     if stored is None and kind in ("joints", "smpl"):
@@ -121,7 +132,7 @@ def load_features(
     from vadis.representations import representation as find
 
     rate = float(stored or find(kind).fps)
-    return _features(array, kind, path.name), kind, rate, _stored_skeleton(notes, path.name)
+    return _features(array, kind, path.name), kind, rate, _stored_skeleton(notes)
 
 
 def _read(
@@ -211,17 +222,11 @@ def _one_clip(array: np.ndarray, index: int | None, name: str) -> np.ndarray:
     return array
 
 
-def _stored_skeleton(notes: dict[str, Any], name: str) -> Skeleton | None:
+def _stored_skeleton(notes: dict[str, Any]) -> Skeleton | None:
     offsets = notes.get("joint_offsets")
     if offsets is None:
         return None
-    try:
-        table = torch.tensor(offsets, dtype=torch.float32)
-    except (ValueError, TypeError):
-        table = torch.zeros(0)
-    if table.shape != (22, 3) or not torch.isfinite(table).all():
-        raise FileError(f"the sidecar of {name} must hold 22 x 3 numbers as 'joint_offsets'.")
-    return smpl22().with_offsets(table)
+    return smpl22().with_offsets(torch.tensor(offsets, dtype=torch.float32))
 
 
 def _joints(array: np.ndarray, fps: float, up: str | None, meta: dict[str, Any], name: str) -> Motion:

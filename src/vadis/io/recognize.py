@@ -3,7 +3,6 @@
 Nothing is executed and nothing large is kept: of weights only names and shapes matter.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from vadis.io.arrays import Npz, read_npy
 from vadis.io.bvh import longest_chain
 from vadis.io.recognize_models import describe_checkpoint, describe_folder
 from vadis.motion import Motion
+from vadis.records import parse_json, read_bytes
 
 
 @dataclass
@@ -171,11 +171,7 @@ def _asf(path: Path) -> FileReport:
 
 
 def _json(path: Path) -> FileReport:
-    try:
-        with path.open("rb") as file:
-            page = json.loads(file.read(256 << 20))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path.name} is not valid JSON ({str(error)[:80]}).") from None
+    page = parse_json(read_bytes(path, 256 << 20), path.name)
     if isinstance(page, dict) and isinstance(page.get("Frames"), list):
         report = _motion_file(path)
         report.facts["loop"] = page.get("Loop")
@@ -307,8 +303,8 @@ def _gltf(path: Path) -> FileReport:
         if head[:4] != b"glTF":
             file.seek(0)
         text = file.read(min(size, 256 << 20))
+    page = parse_json(text, f"the page of {path.name}")
     try:
-        page = json.loads(text)
         animations = page.get("animations", [])
         facts = {
             "animations": ", ".join(str(a.get("name", "unnamed"))[:40] for a in animations[:5]) or "none",
@@ -316,8 +312,8 @@ def _gltf(path: Path) -> FileReport:
             "meshes": len(page.get("meshes", [])),
             "made by": str(page.get("asset", {}).get("generator", "unknown"))[:80],
         }
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        raise FileError(f"{path.name} is not a whole glTF file: its JSON part can't be read.") from None
+    except (AttributeError, TypeError):  # lists and objects where the standard has others
+        raise FileError(f"{path.name} is not a glTF file: its JSON page has another form.") from None
     from vadis.io import READERS
 
     readable = path.suffix.lower() in READERS

@@ -3,12 +3,30 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from vadis.errors import FileError
 from vadis.files import atomic_write
+from vadis.io.arrays import Npz
+from vadis.records import checked, parse_json
+
+MAX_PAGE_BYTES = 1 << 20
+MAX_FRAMES = 100_000_000
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class _Page:
+    """What stands beside the tokens."""
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    representation: Annotated[str, Field(min_length=1, max_length=100)]
+    fps: Annotated[float, Field(ge=0.1, le=10_000)]
+    frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 
 
 @dataclass(frozen=True)
@@ -34,12 +52,21 @@ class TokenFile:
 
     @classmethod
     def load(cls, path: str | Path) -> "TokenFile":
-        """Read a file; raises FileError for any other file."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                about: dict[str, Any] = json.loads(bytes(stored["about"]))
-                return cls(tokens=stored["tokens"], **about)
-        except OSError as error:
-            raise FileError(f"can't read {path}: {error.strerror or error}.") from error
-        except Exception as error:  # a damaged archive fails in many ways
-            raise FileError(f"{path} is no token file ({str(error)[:100]}): make one with `vadis tokenize`.") from error
+        """Read a file; raises FileError for any other file, and for tokens or facts that can't be."""
+        path = Path(path)
+        with Npz(path) as stored:
+            if not {"tokens", "about"} <= set(stored.keys()):
+                raise FileError(f"{path.name} is no token file: make one with `vadis tokenize`.")
+            tokens, about = stored["tokens"], stored["about"]
+        where = f"{path.name}, array 'about'"
+        if about.dtype != np.uint8 or about.ndim != 1 or about.size > MAX_PAGE_BYTES:
+            raise FileError(f"{where} holds {about.dtype} {about.shape}; expected the bytes of a JSON page.")
+        page = checked(_Page, parse_json(about.tobytes(), where), where)
+        name = f"{path.name}, array 'tokens'"
+        if tokens.dtype.kind not in "iuf" or tokens.ndim not in (1, 2) or not tokens.size:
+            raise FileError(
+                f"{name} holds {tokens.dtype} {tokens.shape}; expected tokens (S,) or (S, G), or latents (S, C)."
+            )
+        if tokens.dtype.kind == "f" and not np.isfinite(tokens).all():
+            raise FileError(f"{name} holds NaN or infinite latents: make the file again with `vadis tokenize`.")
+        return cls(tokens, **asdict(page))
