@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -248,3 +249,96 @@ def test_errors_say_what_to_do(tmp_path):
     doc.save_binary(str(tmp_path / "still.glb"))
     with pytest.raises(FileError, match="no animation"):
         load_glb(tmp_path / "still.glb")
+
+
+def repacked(path: Path, page: dict, binary: bytes) -> Path:
+    """A GLB file of a JSON page and a binary chunk, its lengths right."""
+    text = json.dumps(page).encode()
+    text += b" " * (-len(text) % 4)
+    sizes = struct.pack("<II", 2, 28 + len(text) + len(binary))
+    path.write_bytes(
+        b"glTF"
+        + sizes
+        + struct.pack("<I", len(text))
+        + b"JSON"
+        + text
+        + struct.pack("<I", len(binary))
+        + b"BIN\0"
+        + binary
+    )
+    return path
+
+
+def floats(page: dict, binary: bytearray, accessor: int) -> np.ndarray:
+    """The numbers of an accessor, to be changed in place."""
+    a = page["accessors"][accessor]
+    width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[a["type"]]
+    return np.frombuffer(binary, np.float32, a["count"] * width, page["bufferViews"][a["bufferView"]]["byteOffset"])
+
+
+def _times(page, binary):
+    return floats(page, binary, page["animations"][0]["samplers"][0]["input"])
+
+
+def _turns(page, binary):
+    return floats(page, binary, page["animations"][0]["samplers"][1]["output"])
+
+
+GLB_DAMAGE = {
+    "no joints": (lambda p, b: p["skins"][0].update(joints=[]), "skins.0.joints"),
+    "a joint that isn't there": (lambda p, b: p["skins"][0]["joints"].append(10_000), "node 10000"),
+    "a rate of 10^9": (lambda p, b: p["asset"]["extras"]["vadis"].update(fps=1e9), "vadis.fps: .*10000"),
+    "keys at 10^6 s": (lambda p, b: _times(p, b).__imul__(1e6), "key times from"),
+    "a day at 10,000 frames": (
+        lambda p, b: (_times(p, b).__imul__(1e4), p["asset"]["extras"]["vadis"].update(fps=1e4)),
+        "frames .* out of 6 keys",
+    ),
+    "keys out of order": (lambda p, b: _times(p, b).__setitem__(2, 0), "must rise"),
+    "keys that are NaN": (lambda p, b: _times(p, b).__setitem__(2, np.nan), "NaN or infinite"),
+    "a turn of length zero": (lambda p, b: _turns(p, b).__setitem__(slice(0, 4), 0), "quaternion of length 0"),
+    "a negative offset": (lambda p, b: p["bufferViews"][1].update(byteOffset=-4), "bufferViews.1.byteOffset"),
+    "an offset beyond the end": (lambda p, b: p["bufferViews"][2].update(byteOffset=1 << 30), "cut off or damaged"),
+    "a count beyond the end": (lambda p, b: p["accessors"][2].update(count=1 << 30), "cut off or damaged"),
+    "an accessor that isn't there": (
+        lambda p, b: p["animations"][0]["samplers"][0].update(output=999),
+        "accessor 999; there are",
+    ),
+    "a sampler that isn't there": (lambda p, b: p["animations"][0]["channels"][0].update(sampler=999), "sampler 999"),
+    "another type": (lambda p, b: p["accessors"][2].update(type="VEC5"), "accessors.2.type"),
+    "a node above itself": (lambda p, b: p["nodes"][15].update(children=[0]), "in a circle|more than one"),
+    "text for a number": (lambda p, b: p["nodes"][0].update(translation=["a", 0, 0]), "nodes.0.translation.0"),
+    "a mirrored node": (
+        lambda p, b: p["nodes"][1].update(matrix=[-1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]),
+        "mirrors, flattens or shears",
+    ),
+    "a flat node": (lambda p, b: p["nodes"][1].update(matrix=[0] * 15 + [1]), "mirrors, flattens or shears|length 0"),
+    "another version": (lambda p, b: p["asset"].update(version="3.0"), "glTF 3.0"),
+    "notes of another kind": (lambda p, b: p["asset"]["extras"].update(vadis=[1]), "asset.extras: vadis"),
+}
+
+
+@pytest.mark.parametrize("kind", GLB_DAMAGE)
+def test_damaged_pages_and_numbers_are_refused(kind: str, tmp_path: Path) -> None:
+    """One line that names the file and the field, before memory is taken."""
+    change, said = GLB_DAMAGE[kind]
+    whole = save_glb(wild(6), tmp_path / "whole.glb", body=False).read_bytes()
+    length = struct.unpack_from("<I", whole, 12)[0]
+    page, binary = json.loads(whole[20 : 20 + length]), bytearray(whole[28 + length :])
+    assert load_glb(repacked(tmp_path / "same.glb", page, bytes(binary))).num_frames == 6
+    change(page, binary)
+    with pytest.raises(FileError, match=said) as caught:
+        load_glb(repacked(tmp_path / "bad.glb", page, bytes(binary)))
+    assert "bad.glb" in str(caught.value)
+
+
+def test_two_keys_at_one_time_are_a_cut(tmp_path: Path) -> None:
+    """Not strictly legal, but viewers play it: up to the cut one pose, from it on the other."""
+    whole = save_glb(wild(6), tmp_path / "whole.glb", body=False).read_bytes()
+    length = struct.unpack_from("<I", whole, 12)[0]
+    page, binary = json.loads(whole[20 : 20 + length]), bytearray(whole[28 + length :])
+    times, motion = _times(page, binary), wild(6)
+    times[3] = times[2]
+    read = load_glb(repacked(tmp_path / "cut.glb", page, bytes(binary)))
+    assert read.num_frames == 6
+    torch.testing.assert_close(read.root[2], motion.root[3], atol=1e-4, rtol=0)
+    torch.testing.assert_close(read.root[[0, 1, 4, 5]], motion.root[[0, 1, 4, 5]], atol=1e-4, rtol=0)

@@ -221,3 +221,14 @@ class TestConcatenate:
         )
         with pytest.raises(SkeletonError, match="retarget them"):
             Motion.concatenate([walk, stick])
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e9, float("nan"), float("inf")])
+def test_rates_that_can_not_be(walk: Motion, fps: float) -> None:
+    with pytest.raises(VadisError, match="frames per second"):
+        walk.resample(fps)
+
+
+def test_more_frames_than_a_motion_may_have(walk: Motion) -> None:
+    with pytest.raises(VadisError, match="ask for a lower rate"):
+        walk.replace(fps=0.01).resample(99_000)

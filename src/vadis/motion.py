@@ -16,6 +16,10 @@ from vadis import rotation
 from vadis.errors import ShapeError, SkeletonError, VadisError
 from vadis.skeleton import Skeleton
 
+MAX_FPS = 100_000
+MAX_FRAMES = 10_000_000
+"""Of a motion that is resampled: four days at 30 frames per second."""
+
 
 @dataclass(frozen=True, eq=False)
 class Motion:
@@ -46,8 +50,8 @@ class Motion:
             )
         if frames == 0:
             raise ShapeError("a motion needs at least one frame; got none.")
-        if not (0 < self.fps < 100_000):
-            raise VadisError(f"frames per second must be positive; got {self.fps}.")
+        if not (0 < self.fps < MAX_FPS):
+            raise VadisError(f"frames per second must be positive, and less than {MAX_FPS:,}; got {self.fps}.")
         if not (torch.isfinite(self.root).all() and torch.isfinite(self.rotations).all()):
             bad = ~(torch.isfinite(self.root).all(-1) & torch.isfinite(self.rotations).flatten(1).all(-1))
             first = int(bad.nonzero()[0])
@@ -88,8 +92,13 @@ class Motion:
 
         The last frame is the last moment of the new rate that lies within the motion; nothing is made up beyond it.
         """
-        if not fps > 0:
-            raise VadisError(f"frames per second must be positive; got {fps}.")
+        if not 0 < fps < MAX_FPS:
+            raise VadisError(f"frames per second must be positive, and less than {MAX_FPS:,}; got {fps}.")
+        if self.seconds * fps > MAX_FRAMES:
+            raise VadisError(
+                f"{self.seconds:.6g} s at {fps:g} frames per second are {self.seconds * fps:.3g} frames; at most "
+                f"{MAX_FRAMES:,} are made: ask for a lower rate."
+            )
         if abs(fps - self.fps) < 1e-6 * fps:
             return self.replace(fps=float(fps))
         count = (

@@ -43,9 +43,11 @@ def _sample(times: NDArray[np.float64], keys: NDArray[np.float64], values: NDArr
     at = np.clip(times, keys[0], keys[-1])
     if mode == "STEP" or len(keys) == 1:
         return values[np.clip(np.searchsorted(keys, at + 1e-6, side="right") - 1, 0, len(keys) - 1)]
-    if (np.diff(keys) <= 0).any():  # a cut: the keys after it a moment later, which no frame rate can see
-        keys = keys + 1e-8 * np.arange(len(keys))
-        at = np.clip(np.where(np.isin(times, keys), times + 1e-6, times), keys[0], keys[-1])
+    if (cuts := np.diff(keys) <= 0).any():  # the later of two keys counts: part them, and look a hair later there
+        moments = keys[1:][cuts]
+        keys = keys + 1e-8 * np.concatenate([[0], np.cumsum(cuts)])
+        next_cut = moments[np.minimum(np.searchsorted(moments, times - 1e-5), len(moments) - 1)]
+        at = np.clip(np.where(np.abs(times - next_cut) < 1e-5, times + 1e-5, times), keys[0], keys[-1])
     if turning:
         from scipy.spatial.transform import Rotation, Slerp
 
