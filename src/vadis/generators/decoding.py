@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vadis.cancel import stop_if_cancelled
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.layers import KVCache
 from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
@@ -109,6 +110,7 @@ class Decoding(nn.Module):
         try:
             state = run.prefill(guide_plan)
             while True:
+                stop_if_cancelled()
                 draws = noise.draw(run.groups).to(run.device) if noise else None
                 tokens = run.choose(state, draws, temperature, top_k, top_p, may_be_empty)
                 yield run.record(tokens)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vadis.cancel import stop_if_cancelled
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.diffusion import Sampler
 from vadis.generators.sampling import Seed
@@ -304,6 +305,7 @@ class Generating(nn.Module):
             stopped: list[StoppedBy] = ["cap" if num_latents is None else "length"] * rows
             step = 0
             while alive := [row for row in streams.running if len(made[row]) < limits[row]]:
+                stop_if_cancelled()
                 latents = streams.step(alive, None if noise is None else noise[step][alive])
                 ended = ((latents - self.end_latent.to(latents)).norm(dim=-1) < reach) & (step >= min_latents)
                 for row, latent, end in zip(alive, latents, ended.tolist(), strict=True):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vadis.cancel import stop_if_cancelled
 from vadis.data.instruction_templates import PART_QUESTIONS
 from vadis.data.instructions import MotionSpan, encode, given_parts, instruction
 from vadis.errors import ShapeError, VadisError
@@ -185,6 +186,7 @@ class MotionLM(MotionWriter):
         run = CachedRows(self.causal, prompts, rows)
         alive, columns = torch.arange(len(rows), device=self.causal.device), []
         for step in range(most):
+            stop_if_cancelled()
             if step and end is not None:
                 forbidden[end] = False
             logits = run.logits[:, : len(forbidden)].masked_fill(forbidden, -torch.inf)

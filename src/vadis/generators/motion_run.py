@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vadis.cancel import stop_if_cancelled
 from vadis.errors import VadisError
 from vadis.generators.cached_rows import CachedRows, CausalModel
 from vadis.generators.motion_grammar import MotionGrammar
@@ -68,6 +69,7 @@ class MotionRun:
     def __iter__(self) -> Iterator[Tensor]:
         yield from self._columns
         while self.alive.numel():
+            stop_if_cancelled()
             logits = self._logits().masked_fill(~self.grammar.allowed(), -torch.inf)
             slots = choose(logits, self._draw(), *self._sampling)
             while True:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vadis.cancel import stop_if_cancelled
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motion_grammar import MotionGrammar
 from vadis.generators.motion_language_files import load_language_model, save_language_model
@@ -177,6 +178,7 @@ class MotionVLA:
         states, cache, mask, where = self._begin([*rows, *(p.without_image() for p in rows)] if guided else rows)
         made: list[list[int]] = [[] for _ in rows]
         while not bool(grammar.done.all()):
+            stop_if_cancelled()
             logits = self.backbone.logits(states, grammar.slot_ids).float()
             if guided:
                 seen, blind = logits.chunk(2)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vadis.cancel import stop_if_cancelled
 from vadis.component import Component
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.motion import Motion
@@ -245,6 +246,7 @@ class Tokenizer(Component):
         features = torch.zeros(len(steps), max(steps) * self.frames_per_token, self.config.feature_dim).to(self.device)
         for count, rows in _batches(steps, max(chunk // self.frames_per_token, 1), self.causal):
             if count:
+                stop_if_cancelled()
                 made = self._decode_in_pieces(batch[rows, :count], chunk)
                 features[rows, : made.shape[1]] = made
                 for row in rows:

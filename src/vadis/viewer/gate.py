@@ -102,7 +102,7 @@ def guarded(access: Access) -> Iterator[None]:
     """
     gate, installed = Gate(access), False
     try:
-        viser = importlib.import_module("viser.infra._infra")
+        viser: Any = importlib.import_module("viser.infra._infra")
         library = viser.websockets
         serve = library.asyncio.server.serve
     except (ImportError, AttributeError) as error:
