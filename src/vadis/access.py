@@ -75,7 +75,7 @@ class Access:
 
     def foreign(self, headers: Headers) -> Refusal | None:
         """Why a request comes from a stranger's page; None when it doesn't. What is no browser sends no Origin, and passes."""
-        hosts, origins = _values(headers, "host"), _values(headers, "origin")
+        hosts, origins = header_values(headers, "host"), header_values(headers, "origin")
         host = _split(hosts[0]) if len(hosts) == 1 else None
         if host is None or not self._addressed(host[0]):
             known = ", ".join(name for name in self.hosts if name not in ANY_ADDRESS)
@@ -100,7 +100,7 @@ class Access:
         """Whether a request has the token, where there is one. `query`: of the address, when that may carry it."""
         if self.token is None:
             return True
-        bearers = [value[7:] for value in _values(headers, "authorization") if value[:7].lower() == "bearer "]
+        bearers = [value[7:] for value in header_values(headers, "authorization") if value[:7].lower() == "bearer "]
         given = [text.encode("latin-1") for text in bearers] + [
             text.encode() for text in parse_qs(query).get("token", [])
         ]
@@ -139,7 +139,8 @@ def free_port(host: str = "127.0.0.1", port: int = 0, tries: int = 1) -> int:
     raise VadisError(f"can't listen on {host}:{port} ({reason}): choose another --port or --host.")
 
 
-def _values(headers: Headers, wanted: str) -> list[str]:
+def header_values(headers: Headers, wanted: str) -> list[str]:
+    """The values of a header, one for each of its lines."""
     return [value for name, value in headers if name == wanted]
 
 

@@ -34,6 +34,8 @@ class Serve:
     """Web origin whose pages may connect, such as https://example.org; * for all."""
     allow_host: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Further name by which the server may be addressed, as by a proxy; * for all."""
+    trust_proxy: Annotated[tuple[str, ...], arg(metavar="ADDRESS"), UseAppendAction] = ()
+    """Address or network of a proxy (127.0.0.1 for one on this machine) whose X-Forwarded-For or Forwarded names the client."""
     max_streams: int = 16
     """Streams at a time."""
     max_streams_per_client: int = 8
@@ -90,6 +92,7 @@ class Serve:
             token=access.token,
             hosts=access.hosts,
             origins=access.origins,
+            trust_proxy=self.trust_proxy or None,
             max_connections=self.max_connections,
             max_streams=self.max_streams,
             max_streams_per_client=self.max_streams_per_client,

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
+from vadis.cancel import stop_if_cancelled
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motion_lm import MotionLM, Precision
 from vadis.generators.planner import KinematicPlanner
@@ -334,6 +335,7 @@ class MotionLanguagePipeline:
         return made, ["length"] * len(made)
 
     def _decode(self, tokens: Any, capped: bool) -> Tensor:
+        stop_if_cancelled()
         options = {"on_error": "repair"} if capped and self.lm.two_streams else {}
         return self.tokenizer.decode(tokens, **options).float().cpu()
 

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
+from vadis.cancel import stop_if_cancelled
 from vadis.errors import ModelError, VadisError
 from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
@@ -341,6 +342,7 @@ class TextToMotionPipeline:
         return rows, list(stopped)
 
     def _motion(self, features: Tensor) -> Motion:
+        stop_if_cancelled()
         return on_floor(self.representation.decode(features, source=self.config.source))
 
     def _choose(self, text: Tensor, motions: list[Motion], seconds: float | None) -> tuple[int, float | None]:
@@ -438,7 +440,7 @@ def best_match(
     """
     if min(m.num_frames for m in motions) < 8:
         return 0, None
-    plans = torch.stack([kinematic_plan(m.positions, m.fps) for m in motions])
+    plans = torch.stack([_plan_of(m) for m in motions])
     lengths = torch.tensor([text.shape[1]])
     score = total = planner.match(text, lengths, plans[None])[0]
     if likelihood:
@@ -448,6 +450,11 @@ def best_match(
         total = total - roughness * (rough / rough.mean(0)).mean(-1)
     best = int(total.argmax())
     return best, round(float(score[best]), 4)
+
+
+def _plan_of(motion: Motion) -> Tensor:
+    stop_if_cancelled()
+    return kinematic_plan(motion.positions, motion.fps)
 
 
 def on_floor(motion: Motion) -> Motion:
@@ -460,6 +467,7 @@ def with_resting_feet(motion: Motion) -> Motion:
     """The motion with resting feet; generated motion is smooth already, and clips too short for contacts stay."""
     from vadis.motion_editing import clean_feet
 
+    stop_if_cancelled()
     return motion if motion.num_frames < 4 else clean_feet(motion, smooth=None)
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 import vadis
+from vadis.cancel import Cancelled, cancellable
 from vadis.errors import MissingExtra, ModelError, VadisError
 from vadis.server.limits import Busy, Guard, Places, ServerSettings, error_page, refuse
 from vadis.server.metrics import Metrics, server_metrics
@@ -121,23 +122,55 @@ class Service:
         return encode
 
     async def generate(self, request: Request, order: GenerateRequest) -> MotionPage | bytes:
-        """The motion. Raises Busy, VadisError; HTTPException for a client that has left while it waited."""
+        """The motion. Raises Busy, VadisError; HTTPException for a client that has left, whose motion is made no further."""
         client, started = _client(request), time.perf_counter()
         name = self.models.pick(order.model)
         seed = secrets.randbelow(2**31) if order.seed is None else order.seed
         self.requests.take(client)
         try:
-            async with self.turn:
-                if await request.is_disconnected():
-                    raise HTTPException(400, "the client has left.")
-                return await in_thread(lambda: self.models.generate(name, order, seed))
+            return await self._while_here(request, lambda: self.models.generate(name, order, seed))
         finally:
             self.requests.give(client)
             self.metrics.observe("vadis_generate_seconds", time.perf_counter() - started)
 
+    async def _while_here(self, request: Request, work: Callable[[], Result]) -> Result:
+        """`work` in its turn; it stops at its next step, and gives its turn back, when the client leaves."""
+        gone, begun = threading.Event(), False
+
+        def run() -> Result:
+            with cancellable(gone):
+                return work()
+
+        async def in_turn() -> Result:
+            nonlocal begun
+            async with self.turn:
+                begun = True
+                return await in_thread(run)
+
+        task, left = asyncio.create_task(in_turn()), asyncio.create_task(_left(request))
+        try:
+            await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also when the server's own patience has ended
+            left.cancel()
+            if not task.done():
+                gone.set()
+                if not begun:
+                    task.cancel()
+        await asyncio.wait((task,))
+        if task.cancelled() or isinstance(task.exception(), Cancelled):
+            self.metrics.add("vadis_cancelled_total")
+            raise HTTPException(499, "the client has left.")
+        return task.result()
+
     def refused(self, error: Busy) -> JSONResponse:
         self.metrics.add("vadis_refused_total", reason=str(error.status))
         return _answer(error.status, "busy", str(error))
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has closed its connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def in_thread(work: Callable[[], Result]) -> Result:
@@ -176,7 +209,10 @@ def _answer(status: int, code: str, message: str) -> JSONResponse:
 
 
 def create_app(pipelines: Mapping[str, Any], settings: ServerSettings | None = None) -> FastAPI:
-    """The application that serves these pipelines; the first (streaming) one is the default of its kind."""
+    """The application that serves these pipelines; the first (streaming) one is the default of its kind.
+
+    Raises VadisError for hosts, origins and proxies in `settings` that are none.
+    """
     settings = settings or ServerSettings()
     service = Service(Models(pipelines), settings)
     app = FastAPI(title="vadis", version=vadis.__version__, description=DESCRIPTION, lifespan=service.lifespan,
@@ -186,7 +222,8 @@ def create_app(pipelines: Mapping[str, Any], settings: ServerSettings | None = N
     _handlers(app, service.metrics)
     _pages(app, service)
     _motions(app, service)
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics)
+    rules: dict[str, Any] = {"access": settings.access, "proxies": settings.proxies}  # made now, as they may be wrong
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, **rules)
     return app
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from vadis.access import LOOPBACK, Access
+from vadis.access import LOOPBACK, Access, Headers, header_values
 from vadis.server.metrics import Metrics
 from vadis.server.protocol import MAX_MESSAGE_BYTES
+from vadis.server.proxies import Proxies
 
 OPEN_PATHS = ("/health", "/docs")
 """Need no token: the page asks for it, and /health says no more than whether the server works."""
@@ -35,6 +36,8 @@ class ServerSettings:
     max_streams: int = Field(default=16, ge=1)
     max_streams_per_client: int = Field(default=8, ge=1)
     """A client is an IP address."""
+    trust_proxy: tuple[str, ...] | None = None
+    """Addresses or networks of proxies that say whom they pass on, loopback included; None believes nobody."""
     max_requests: int = Field(default=16, ge=1)
     """POST /generate in work or waiting."""
     max_requests_per_client: int = Field(default=4, ge=1)
@@ -48,6 +51,11 @@ class ServerSettings:
     """A stream without motion and without messages is closed."""
     body_seconds: float = Field(default=10.0, gt=0)
     """For a request to arrive."""
+
+    @property
+    def proxies(self) -> Proxies | None:
+        """Whose word about clients counts. Raises VadisError for what is no address."""
+        return None if self.trust_proxy is None else Proxies(self.trust_proxy)
 
     @property
     def access(self) -> Access:
@@ -112,8 +120,10 @@ def error_page(code: str, message: str) -> dict[str, Any]:
 class Guard:
     """ASGI middleware: refuses foreign hosts and origins, wrong tokens and large or slow bodies; counts requests."""
 
-    def __init__(self, app: Any, settings: ServerSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics, self.access = app, settings, metrics, settings.access
+    def __init__(
+        self, app: Any, settings: ServerSettings, metrics: Metrics, access: Access, proxies: Proxies | None
+    ) -> None:
+        self.app, self.settings, self.metrics, self.access, self.proxies = app, settings, metrics, access, proxies
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -139,6 +149,10 @@ class Guard:
 
     def _refusal(self, scope: Any) -> tuple[int, str, str] | None:
         headers = header_lines(scope)
+        if (wrong := _framing(headers)) is not None:
+            return 400, "length", wrong
+        if self.proxies is not None and scope.get("client"):
+            scope["client"] = (self.proxies.client(scope["client"][0], headers), scope["client"][1])
         if (foreign := self.access.foreign(headers)) is not None:
             return foreign.status, foreign.code, foreign.message
         # Browsers can't set headers of a WebSocket.
@@ -169,6 +183,15 @@ class Guard:
         return b"".join(parts), None
 
 
+def _framing(headers: Headers) -> str | None:
+    """Why nobody can say where the body of a request ends: proxies and servers that disagree smuggle one inside another."""
+    lengths = {length.strip() for line in header_values(headers, "content-length") for length in line.split(",")}
+    codings = header_values(headers, "transfer-encoding")
+    if (lengths and codings) or len(lengths) > 1 or len(codings) > 1:
+        return "a request has one Content-Length or one Transfer-Encoding, not both."
+    return None
+
+
 def header_lines(scope: Any) -> list[tuple[str, str]]:
     """The headers of an ASGI request as text; a name may come twice."""
     return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
@@ -194,6 +217,8 @@ async def refuse(scope: Any, send: Any, status: int, code: str, text: str) -> No
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status in (429, 503):
         headers.append((b"retry-after", b"5"))
+    if status == 400:  # what follows may be part of this request
+        headers.append((b"connection", b"close"))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"

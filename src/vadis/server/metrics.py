@@ -76,6 +76,7 @@ def server_metrics() -> Metrics:
     metrics.counter("vadis_streams_opened_total", "WebSocket streams opened.")
     metrics.counter("vadis_streams_closed_total", "WebSocket streams closed, by reason.")
     metrics.counter("vadis_failures_total", "Failures of a whole model, and of single streams.")
+    metrics.counter("vadis_cancelled_total", "Motions that were given up because their client had left.")
     metrics.counter("vadis_texts_total", "Texts that clients sent to streams.")
     metrics.counter("vadis_latents_total", "Latents made for streams.")
     metrics.counter("vadis_frames_total", "Frames made for streams.")
