@@ -17,14 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from vadis.data.tables import Kind, check_spans, is_finite, read_array, read_page, read_table
 from vadis.errors import FileError, ShapeError, VadisError
 from vadis.files import WORK, atomic_folder, atomic_write
+from vadis.records import parse_json
 
 VERSION = 1
 HEADER = 128  # bytes before the data of a shard: room for any shape, so the header can be rewritten in place
@@ -302,6 +305,31 @@ class CorpusWriter:
         return torch.as_tensor(mean).float().tolist(), torch.as_tensor(std).float().tolist()
 
 
+_AGAIN = "Copy the corpus again or rebuild it."
+_CAPTION: dict[str, Kind] = {"text": "text", "start": "number", "end": "number", "kind": "text"}
+_COLUMNS: dict[str, Any] = {
+    "clip": "text", "shard": "whole", "first": "whole", "frames": "whole", "split": "text", "group": "text", "source": "text",
+    "licence": "text", "weight": "number", "captions": _CAPTION, "extra": "text",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What must stand in `corpus.json`."""
+
+    representation: str
+    fps: Annotated[float, Field(gt=0, le=10_000)]
+    dim: Annotated[int, Field(ge=1, le=100_000)]
+    clips: Annotated[int, Field(ge=0)]
+    frames: Annotated[int, Field(ge=0)]
+    shards: Annotated[int, Field(ge=0, le=100_000)]
+    splits: dict[str, int]
+    mean: list[float]
+    std: list[Annotated[float, Field(ge=0)]]
+    about: dict[str, Any]
+    rejected: dict[str, int]
+
+
 def _schema() -> Any:
     import pyarrow as pa
 
@@ -322,19 +350,12 @@ def _skeleton_page() -> dict[str, Any]:
 def _open_shard(folder: Path, number: int, dim: int) -> np.ndarray:
     """Map a shard (frames, D) float16; raises FileError when it is missing, cut or of another width."""
     path = folder / f"shard-{number:05d}.npy"
-    try:
-        array = np.load(path, mmap_mode="r")
-    except FileNotFoundError as error:
-        raise FileError(
-            f"{path} is missing although the index names it. Copy the corpus again or rebuild it."
-        ) from error
-    except (ValueError, OSError, EOFError) as error:
-        raise FileError(f"{path} is cut short or damaged ({error}). Copy the corpus again or rebuild it.") from error
-    if array.ndim != 2 or array.shape[1] != dim or array.dtype != np.float16:
-        raise FileError(
-            f"{path} holds {array.dtype} {array.shape}; expected float16 (frames, {dim}). Rebuild the corpus."
-        )
-    return np.asarray(array)  # a plain view of the map: indexing np.memmap objects costs more
+    if not path.is_file():
+        raise FileError(f"{path} is missing although the index names it. {_AGAIN}")
+    array = read_array(path, "f", (None, dim), _AGAIN)
+    if array.dtype != np.float16:
+        raise FileError(f"{path} holds {array.dtype}; expected float16. {_AGAIN}")
+    return array
 
 
 class Corpus:
@@ -358,36 +379,21 @@ class Corpus:
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
         """Open a corpus folder; raises FileError when it is missing, damaged or of another version."""
-        import pyarrow.parquet as pq
-
         path = Path(path)
         if not (path / "corpus.json").is_file():
             raise FileError(f"no corpus at {path} (no corpus.json there). Build one with `vadis data build`.")
-        try:
-            about = json.loads((path / "corpus.json").read_text(encoding="utf-8"))
-            version = about["version"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError, TypeError) as error:
-            raise FileError(f"{path / 'corpus.json'} is damaged ({error}). Rebuild the corpus.") from error
-        if about.get("format") != "vadis-corpus" or version != VERSION:
-            raise FileError(
-                f"{path} is {about.get('format')} version {version}; expected vadis-corpus {VERSION}. Rebuild it."
-            )
-        try:
-            table = pq.read_table(path / "index.parquet")
-            if not set(_schema().names) <= set(table.column_names):
-                raise ValueError(f"columns {table.column_names}")
-        except FileNotFoundError as error:
-            raise FileError(f"{path} has no index.parquet. Copy the corpus again or rebuild it.") from error
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise FileError(
-                f"{path / 'index.parquet'} is damaged ({error}). Copy the corpus again or rebuild it."
-            ) from error
+        about = read_page(path / "corpus.json", _Page, "vadis-corpus", VERSION, "Rebuild the corpus.")
+        if not len(about["mean"]) == len(about["std"]) == about["dim"]:
+            raise FileError(f"{path / 'corpus.json'}: mean and std need {about['dim']} values each. {_AGAIN}")
+        table = read_table(path / "index.parquet", _COLUMNS, about["clips"], _AGAIN)
         shards = [_open_shard(path, i, about["dim"]) for i in range(about["shards"])]
         corpus = cls(path, about, table, shards)
-        sizes = np.array([len(s) for s in shards])
-        ends = corpus._first + corpus.frames
-        if len(table) != about["clips"] or (ends > sizes[corpus._shard_of]).any():
-            raise FileError(f"{path}: the index and the shards disagree. Copy the corpus again or rebuild it.")
+        sizes = np.array([len(s) for s in shards], dtype=np.int64)
+        if (corpus._shard_of >= len(sizes)).any():
+            raise FileError(f"{path / 'index.parquet'} names shards that {path} doesn't have. {_AGAIN}")
+        check_spans(path / "index.parquet", "frames", corpus._first, corpus.frames, sizes[corpus._shard_of], _AGAIN)
+        if len(table) and (corpus.frames.min() < 1 or not corpus.weights.min() > 0):
+            raise FileError(f"{path / 'index.parquet'}: a clip has at least a frame and a weight above 0. {_AGAIN}")
         return corpus
 
     def __len__(self) -> int:
@@ -397,18 +403,30 @@ class Corpus:
         if not -len(self) <= row < len(self):
             raise IndexError(f"clip {row} of a corpus of {len(self)}")
         r = self._table.slice(row % len(self), 1).to_pylist()[0]
-        array = self._shards[r["shard"]][r["first"] : r["first"] + r["frames"]]
         captions = tuple(Caption(**c) for c in r["captions"])
         facts = {k: r[k] for k in ("split", "group", "source", "licence", "weight")}
-        return Clip(
-            r["clip"], torch.from_numpy(array.astype(np.float32)), captions, **facts, extra=json.loads(r["extra"])
-        )
+        extra = self._extra(r["clip"], r["extra"]) if r["extra"] != "{}" else {}
+        return Clip(r["clip"], self.frames_of(row % len(self)), captions, **facts, extra=extra)
+
+    def _extra(self, clip: str, text: str) -> dict[str, Any]:
+        where = f"{self.path / 'index.parquet'}, clip {clip!r:.60}, extra"
+        extra = parse_json(text, where)
+        if not isinstance(extra, dict):
+            raise FileError(f"{where}: expected a JSON object, not a {type(extra).__name__}. {_AGAIN}")
+        return extra
 
     def frames_of(self, row: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Frames `start` to `stop` of a clip (T, D) float32, without reading the rest."""
         first = int(self._first[row])
         last = first + min(int(self.frames[row]), self.frames[row] if stop is None else stop)
-        return torch.from_numpy(self._shards[self._shard_of[row]][first + start : last].astype(np.float32))
+        return self._features(self._shard_of[row], slice(first + start, last))
+
+    def _features(self, shard: int, frames: Any) -> Tensor:
+        """Frames of a shard as float32, which must be finite."""
+        array = self._shards[shard][frames].astype(np.float32)
+        if not is_finite(array):
+            raise FileError(f"{self.path / f'shard-{shard:05d}.npy'} holds values that are not finite. {_AGAIN}")
+        return torch.from_numpy(array)
 
     def __iter__(self) -> Iterator[Clip]:
         return (self[i] for i in range(len(self)))
@@ -477,9 +495,9 @@ class Corpus:
         frames = starts[:, None] + np.arange(length)  # (B, length)
         shard_of = self._shard_of[clips]
         if (shard_of == shard_of[0]).all():
-            return torch.from_numpy(self._shards[shard_of[0]][frames].astype(np.float32))
-        out = np.empty((batch, length, self.dim), dtype=np.float32)
+            return self._features(int(shard_of[0]), frames)
+        out = torch.empty(batch, length, self.dim)
         for shard in np.unique(shard_of):
             mine = shard_of == shard
-            out[mine] = self._shards[shard][frames[mine]]
-        return torch.from_numpy(out)
+            out[torch.from_numpy(mine)] = self._features(int(shard), frames[mine])
+        return out

@@ -11,8 +11,8 @@ from vadis.errors import FileError
 _HINT = "Files with Python objects can run code and are refused: save plain arrays with numpy.save or numpy.savez."
 
 
-def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
-    """One array in `.npy` form from a stream that holds `size` bytes."""
+def _read_header(file: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran order, type and count of the values of an array in a stream of `size` bytes."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -26,6 +26,12 @@ def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
         raise FileError(f"{name} holds {dtype} values; expected numbers.")
     if count < 0 or count * dtype.itemsize > size:
         raise FileError(f"{name} promises {count} values but the file is too short: it is cut off.")
+    return shape, fortran, dtype, count
+
+
+def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
+    """One array in `.npy` form from a stream that holds `size` bytes."""
+    shape, fortran, dtype, count = _read_header(file, size, name)
     data = file.read(count * dtype.itemsize)
     if len(data) != count * dtype.itemsize:
         raise FileError(f"{name} is cut off: {count} values promised, {len(data) // dtype.itemsize} found.")
@@ -44,6 +50,23 @@ def read_npy(path: Path, max_bytes: int = 4 << 30) -> np.ndarray:
             raise FileError(f"{path.name} has {size} bytes, more than {max_bytes}: pass max_bytes if that is right.")
         with path.open("rb") as file:
             return _read_array(file, size, path.name)
+    except OSError as error:
+        raise FileError(f"can't read {path}: {error.strerror or error}.") from error
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array in an `.npy` file, mapped instead of read; FileError as `read_npy`."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            shape, fortran, dtype, count = _read_header(file, size, path.name)
+            start = file.tell()
+            if start + count * dtype.itemsize > size:
+                raise FileError(f"{path.name} is cut off: it has {size - start} bytes for {count} values.")
+            if not count:
+                return np.zeros(shape, dtype)
+            mapped = np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+            return np.asarray(mapped)  # a plain view: indexing objects of np.memmap costs more
     except OSError as error:
         raise FileError(f"can't read {path}: {error.strerror or error}.") from error
 
