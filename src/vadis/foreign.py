@@ -220,6 +220,8 @@ def adapter_fields(page: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, value in page.items():
         if name in _ADAPTER_READ | _ADAPTER_PASSED_OVER or value == _ADAPTER_AT_REST.get(name, ...):
             continue
+        if name == "auto_mapping" and _names_transformers(value):
+            continue
         if value is not None and value is not False and value not in ({}, []):
             raise ModelError(f"{path}: {name} is {value!r:.60}, which vadis does not read: set it to null.")
     if page.get("task_type") not in (None, "CAUSAL_LM"):
@@ -229,6 +231,12 @@ def adapter_fields(page: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: init_lora_weights is {page['init_lora_weights']!r:.60}, which changes the base: set it to true."
         )
     return {name: page[name] for name in sorted(_ADAPTER_READ & set(page))}
+
+
+def _names_transformers(value: Any) -> bool:
+    """Whether it is what peft notes of an adapter without a task: the class of the model, which is at hand already."""
+    library = value.get("parent_library") if isinstance(value, dict) else None
+    return isinstance(library, str) and library.split(".")[0] == "transformers"
 
 
 def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
