@@ -497,6 +497,13 @@ def test_values_are_means_with_published_intervals():
     assert value.text(2) == "2.50 ± 1.10" and Value.of([0.5]).text(3) == "0.500"
 
 
+def test_a_protocol_file_names_no_evaluator_elsewhere(corpus, tmp_path) -> None:
+    for name, said in (("owner/name", "on the Hub.*allow_download=True"), (str(tmp_path), "leads out of the folder")):
+        (tmp_path / "mine.yaml").write_text(f"task: text\nevaluator: {name}\n")
+        with pytest.raises(ModelError, match=rf"protocol mine: evaluator is .*{said}"):
+            vadis.evaluate("baseline:real", tmp_path / "mine.yaml", corpus)
+
+
 def test_report_files(tmp_path, corpus, judge):
     pytest.importorskip("matplotlib", reason="needs vadis[export]")
     report = run("baseline:noise", corpus, judge, out=tmp_path, pictures=1, limit=34)

@@ -311,12 +311,14 @@ def test_a_token_file_names_a_bundled_model_or_the_user_does(
 
 
 def test_a_folder_here_never_takes_the_place_of_a_bundled_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small().save_pretrained(tmp_path / "vadis-mini")
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match=r"vadis-mini is the bundled model; .* write \./vadis-mini"):
         assert isinstance(vadis.load("vadis-mini"), TextToMotionPipeline)
+    for name, said in (("vadis-mini", "TextToMotionPipeline"), ("./vadis-mini", "vadis tokenizer")):
+        assert main(["info", name]) == 0 and said in capsys.readouterr().out
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("./vadis-mini", str(tmp_path / "vadis-mini"), Path("vadis-mini")):

@@ -301,6 +301,16 @@ def test_clip_gives_one_projected_vector_a_prompt_whatever_is_beside_it(clip: ob
     assert torch.equal(long, clip.encode("walk " * 75)[0])
 
 
+def test_the_authors_folder_of_clip_holds_a_pickle_that_is_read_with_care(clip: object, tmp_path: Path) -> None:
+    from vadis.generators.text import ClipEncoder
+
+    clip.model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    clip.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    torch.save(clip.model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert torch.equal(ClipEncoder(tmp_path).encode("someone jumps")[0], clip.encode("someone jumps")[0])
+
+
 def tokenizer() -> VQTokenizer:
     torch.manual_seed(0)
     rep = representation("hml263")

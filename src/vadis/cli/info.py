@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import vadis
-from vadis.cli.common import print_json
+from vadis.cli.common import print_json, say
 from vadis.errors import FileError
 
 
@@ -43,14 +43,14 @@ class Info:
 
 
 def find(name: str) -> Path:
-    """The path of that name, or the folder of the bundled model called so; FileError when there is neither."""
-    path = Path(name)
+    """The folder of the bundled model of that name, or the path; FileError when there is neither."""
+    path, models = Path(name), Path(vadis.__file__).parent / "models"
+    bundled = sorted(folder.name for folder in models.glob("*"))  # without torch, which `vadis.hub` needs
+    if name in bundled:
+        if path.exists():
+            say(f"{name} is the bundled model; for what is called so here write ./{name}.")
+        return models / name
     if path.exists():
         return path
-    from vadis.hub import bundled_models
-
-    bundled = bundled_models()
-    if name in bundled:
-        return Path(vadis.__file__).parent / "models" / name
     known = f" Bundled models: {', '.join(bundled)}." if bundled else ""
     raise FileError(f"no file, folder or bundled model {name[:200]!r}.{known}")
