@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vadis.data.tables import Kind, check_spans, is_finite, read_array, read_page, read_table
+from vadis.data.tables import Kind, Single, check_spans, is_finite, read_array, read_page, read_table
 from vadis.errors import FileError, ShapeError, VadisError
 from vadis.files import WORK, atomic_folder, atomic_write
 from vadis.records import parse_json
@@ -324,8 +324,8 @@ class _Page:
     frames: Annotated[int, Field(ge=0)]
     shards: Annotated[int, Field(ge=0, le=100_000)]
     splits: dict[str, int]
-    mean: list[float]
-    std: list[Annotated[float, Field(ge=0)]]
+    mean: list[Single]
+    std: list[Annotated[Single, Field(ge=0)]]
     about: dict[str, Any]
     rejected: dict[str, int]
 

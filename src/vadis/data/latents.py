@@ -17,19 +17,22 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vadis import __version__
 from vadis.data.corpus import Corpus
 from vadis.data.parts import Parts
+from vadis.data.tables import Kind, Single, check_spans, is_finite, read_array, read_lists, read_page, read_table
 from vadis.data.tokenize import ROWS, _Progress, _segments, fingerprint
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_folder, stamp
 from vadis.metrics.kinematics import ATTRIBUTES, plan_rows
+from vadis.records import checked, parse_json, read_bytes, read_json
 from vadis.representations import representation
 
 VERSION = 2
@@ -83,26 +86,31 @@ class LatentCorpus:
     @classmethod
     def open(cls, path: str | Path) -> "LatentCorpus":
         """Open a folder made by `extract_latents`; raises FileError when it is missing, damaged or of another version."""
-        import pyarrow.parquet as pq
-
         path = Path(path)
         if not (path / "latents.json").is_file():
             raise FileError(f"no latents at {path} (no latents.json there). Make them with extract_latents.")
-        try:
-            about = json.loads((path / "latents.json").read_text(encoding="utf-8"))
-            if (about["format"], about["version"]) != ("vadis-latents", VERSION):
-                raise FileError(f"{path} is {about['format']} {about['version']}; expected vadis-latents {VERSION}.")
-            index = pq.read_table(path / "index.parquet")
-            arrays = [np.asarray(np.load(path / f"{n}.npy", mmap_mode="r")) for n in ("latents", "vectors", "plans")]
-            columns = [index.column(n).to_numpy(zero_copy_only=False) for n in _COLUMNS]
-            lists = [index.column(n).to_pylist() for n in ("said", "kinds")]
-        except FileError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FileError(f"the latents at {path} are damaged ({error}). Extract them again.") from error
-        if len(arrays[0]) != about["latents"] or len(index) != about["segments"]:
-            raise FileError(f"the latents at {path} are damaged (files disagree). Extract them again.")
-        return cls(*arrays, *columns, *lists, about)  # type: ignore[arg-type]
+        about = read_page(path / "latents.json", _Page, "vadis-latents", VERSION, _AGAIN)
+        latents = read_array(path / "latents.npy", "f", (about["latents"], len(about["end_latent"])), _AGAIN)
+        vectors = read_array(path / "vectors.npy", "f", (None, len(about["null_vector"])), _AGAIN)
+        plans = read_array(path / "plans.npy", "f", (None, len(ATTRIBUTES)), _AGAIN)
+        place = path / "index.parquet"
+        index = read_table(place, _COLUMNS | {"said": "wholes", "kinds": "texts"}, about["segments"], _AGAIN)
+        said, kinds = read_lists(place, index, "said", "kinds", len(vectors), _AGAIN)
+        columns = {name: index.column(name).to_numpy(zero_copy_only=False) for name in _COLUMNS}
+        first, stop = columns["first"], columns["stop"]
+        if len(index) and ((first >= stop).any() or (columns["before"] > first).any() or not all(said)):
+            raise FileError(
+                f"{place}: a segment has latents, those before it come before it, and it has a sentence. {_AGAIN}"
+            )
+        check_spans(place, "latents", stop, np.zeros_like(stop), len(latents), _AGAIN)
+        if about["plan_seconds"] is not None:
+            check_spans(place, "plans", columns["plan"], -(-(stop - first) // PLAN_STRIDE), len(plans), _AGAIN)
+        if (columns["weights"] < 0).any():
+            raise FileError(f"{place}: a weight is 0 or more. {_AGAIN}")
+        for name, array in (("latents", latents), ("vectors", vectors), ("plans", plans)):
+            if not is_finite(array):
+                raise FileError(f"{path / f'{name}.npy'} holds values that are not finite. {_AGAIN}")
+        return cls(latents, vectors, plans, **columns, said=said, kinds=kinds, about=about)
 
     def subset(self, keep: np.ndarray) -> "LatentCorpus":
         """The segments where `keep` (N,) is true. Raises VadisError when there is none."""
@@ -123,7 +131,24 @@ class LatentCorpus:
         return np.array([kind_weights.get(kind, 1.0) for kind in self.kinds[row]], dtype=np.float64)
 
 
-_COLUMNS = ("first", "stop", "before", "ends", "weights", "splits", "plan")
+_AGAIN = "Extract the latents again."
+_COLUMNS: dict[str, Kind] = {
+    "first": "whole", "stop": "whole", "before": "whole", "ends": "flag", "weights": "number", "splits": "text", "plan": "whole",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What must stand in `latents.json`."""
+
+    latents: Annotated[int, Field(ge=0)]
+    segments: Annotated[int, Field(ge=0)]
+    tokenizer: str
+    text_encoder: str
+    key: str
+    plan_seconds: float | None
+    end_latent: list[Single]
+    null_vector: list[Single]
 
 
 def extract_latents(
@@ -332,13 +357,12 @@ def _plans(
 def _known_vectors(folder: Path, text_encoder: Any) -> dict[str, np.ndarray]:
     """Sentence vectors of an earlier extraction with the same text encoder."""
     try:
-        about = json.loads((folder / "latents.json").read_text(encoding="utf-8"))
-        if about["text_encoder"] != text_encoder.name:
-            return {}
-        sentences = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
-        return dict(zip(sentences, np.load(folder / "vectors.npy"), strict=True))
-    except (OSError, ValueError, KeyError):
+        about = read_json(folder / "latents.json")
+        sentences = checked(list[str], parse_json(read_bytes(folder / "sentences.json", 1 << 30), folder), folder)
+        vectors = read_array(folder / "vectors.npy", "f", (len(sentences), None), "")
+    except FileError:  # there is none, or one that can't be used
         return {}
+    return dict(zip(sentences, vectors, strict=True)) if about.get("text_encoder") == text_encoder.name else {}
 
 
 def _vectors(texts: list[str], encoder: Any, known: dict[str, np.ndarray], steps: Parts, show: Any) -> np.ndarray:

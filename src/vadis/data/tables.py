@@ -6,9 +6,10 @@ numbers are finite, counts are those that the page states, and nothing is read t
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from vadis.errors import FileError
 from vadis.io.arrays import map_npy
@@ -16,6 +17,8 @@ from vadis.records import checked, read_json
 
 Kind = Literal["text", "whole", "number", "flag", "texts", "wholes"]
 """Of a column: texts, whole numbers from 0, finite numbers, true or false, and lists of the first two."""
+Single = Annotated[float, Field(gt=-3e38, lt=3e38)]
+"""A number that float32 holds too."""
 MAX_ROWS = 100_000_000
 MAX_TABLE_BYTES = 16 << 30
 """Of a table when it is unpacked."""
@@ -120,6 +123,19 @@ def check_spans(
     wrong = (first > size) | (count > size - np.minimum(first, size))
     if wrong.any():
         raise FileError(f"{path}, row {int(wrong.argmax())}: the {what} lie beyond the end. {again}")
+
+
+def read_lists(
+    path: Path, table: Any, said: str, kinds: str, sentences: int, again: str
+) -> tuple[list[list[int]], list[list[str]]]:
+    """The columns of the numbers of a row's sentences and of their kinds: as many of each, and numbers that there are."""
+    numbers, names = table.column(said).to_pylist(), table.column(kinds).to_pylist()
+    for row, (those, kind) in enumerate(zip(numbers, names, strict=True)):
+        if len(those) != len(kind) or (those and max(those) >= sentences):
+            raise FileError(
+                f"{path}, row {row}: {said} {those!r:.60} and {kinds} don't fit {sentences} sentences. {again}"
+            )
+    return numbers, names
 
 
 def is_finite(array: np.ndarray) -> bool:

@@ -12,18 +12,33 @@ folder of `vadis data encode` is read too. Letters: N segments, S token steps, G
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from vadis.data.corpus import Corpus
 from vadis.data.parts import Parts
-from vadis.data.tokenize import ROWS, _features, _plain, _Progress, _Segment, _segments, _work, _write_tokens
+from vadis.data.tables import check_spans, read_array, read_lists, read_page, read_table
+from vadis.data.tokenize import (
+    ENCODED_COLUMNS,
+    ROWS,
+    EncodedPage,
+    _features,
+    _plain,
+    _Progress,
+    _Segment,
+    _segments,
+    _work,
+    _write_tokens,
+)
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import atomic_folder
+from vadis.generators.motion_ids import MotionTokenizerFacts
+from vadis.records import checked
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP, Encoded
 
 if TYPE_CHECKING:
@@ -56,8 +71,6 @@ def tokenize_corpus(
 
     Raises VadisError when the tokenizer does not fit the corpus or nothing is left.
     """
-    from vadis.generators.motion_ids import MotionTokenizerFacts
-
     if getattr(tokenizer, "continuous", False):
         raise ModelError(f"{type(tokenizer).__name__} makes latents, not tokens: use a discrete tokenizer.")
     if tokenizer.representation != corpus.representation or tokenizer.fps != corpus.fps:
@@ -161,8 +174,6 @@ def _write_pages(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vadis.generators.motion_ids import MotionTokenizerFacts
-
     firsts = np.concatenate([[0], np.cumsum([row["steps"] for row in rows])])
     rows = [row | {"first": int(first)} for row, first in zip(rows, firsts, strict=False)]
     lists = [("texts", pa.list_(pa.int32())), ("kinds", pa.list_(pa.string()))]
@@ -187,6 +198,29 @@ def _write_pages(
     (folder / "tokens.json").write_text(text + "\n", encoding="utf-8")
 
 
+_AGAIN = "Tokenise the corpus again."
+_COLUMNS: dict[str, Any] = {name: kind for name, kind in ENCODED_COLUMNS.items() if name != "row"} | {"base": "whole"}
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    facts: MotionTokenizerFacts
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What must stand in `tokens.json`."""
+
+    streams: bool
+    grouped: bool
+    parts: list[str]
+    tokenizer: _Tokenizer
+    segments: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+    sentences: Annotated[int, Field(ge=0)]
+
+
 class TokenCorpus:
     """Tokenised segments opened for reading; made by `TokenCorpus.open`. Subsets share the mapped array.
 
@@ -194,8 +228,6 @@ class TokenCorpus:
     """
 
     def __init__(self, path: Path, about: dict[str, Any], index: Any, texts: Any, array: np.ndarray) -> None:
-        from vadis.generators.motion_ids import MotionTokenizerFacts
-
         self.path, self.about, self._index, self._texts, self._array = path, about, index, texts, array
         self.facts: MotionTokenizerFacts = MotionTokenizerFacts(**about["tokenizer"]["facts"])
         self.streams: bool = about["streams"]
@@ -205,8 +237,7 @@ class TokenCorpus:
         self.first, self.steps, self.frames, self.weights, self._base = (
             index.column(name).to_numpy() for name in ("first", "steps", "frames", "weight", "base")
         )
-        self._said: list[list[int]] = index.column("texts").to_pylist()
-        self._kinds: list[list[str]] = index.column("kinds").to_pylist()
+        self._said, self._kinds = read_lists(path / "index.parquet", index, "texts", "kinds", len(texts), _AGAIN)
 
     @classmethod
     def open(cls, path: str | Path) -> "TokenCorpus":
@@ -214,27 +245,23 @@ class TokenCorpus:
 
         Raises FileError when it is missing, damaged or of another version.
         """
-        import pyarrow.parquet as pq
-
         path = Path(path)
-        name = "tokens.json" if (path / "tokens.json").is_file() else "encoded.json"
-        if not (path / name).is_file():
+        if (path / "tokens.json").is_file():
+            about = read_page(path / "tokens.json", _Page, "vadis-tokens", VERSION, _AGAIN)
+            index = read_table(path / "index.parquet", _COLUMNS, about["segments"], _AGAIN)
+        elif (path / "encoded.json").is_file():
+            about = read_page(path / "encoded.json", EncodedPage, "vadis-encoded", 1, _AGAIN)
+            index = read_table(path / "index.parquet", ENCODED_COLUMNS, about["segments"], _AGAIN)
+            about, index = _from_encoded(about, index, path)
+        else:
             raise FileError(f"no tokenised corpus at {path} (no tokens.json there). Make one with `vadis data tokens`.")
-        try:
-            about = json.loads((path / name).read_text(encoding="utf-8"))
-            if (about["format"], about["version"]) not in (("vadis-tokens", VERSION), ("vadis-encoded", 1)):
-                raise FileError(f"{path} is {about['format']} {about['version']}; expected vadis-tokens {VERSION}.")
-            index, texts = (pq.read_table(path / f"{name}.parquet") for name in ("index", "texts"))
-            array = np.asarray(np.load(path / "tokens.npy", mmap_mode="r"))
-            if name == "encoded.json":
-                about, index = _from_encoded(about, index)
-            if (len(array), len(index), len(texts)) != (about["steps"], about["segments"], about["sentences"]):
-                raise FileError(f"the tokens at {path} are damaged (files disagree). Tokenise the corpus again.")
-            return cls(path, about, index, texts, array)
-        except FileError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise FileError(f"the tokens at {path} are damaged ({error!r:.200}). Tokenise the corpus again.") from error
+        texts = read_table(path / "texts.parquet", {"text": "text"}, about["sentences"], _AGAIN)
+        array = read_array(path / "tokens.npy", "u", (about["steps"], None), _AGAIN)
+        corpus = cls(path, about, index, texts, array)
+        check_spans(path / "index.parquet", "tokens", corpus.first, corpus.steps, len(array), _AGAIN)
+        if (corpus._base > corpus.steps).any() or (corpus.weights < 0).any() or not array.shape[1]:
+            raise FileError(f"{path / 'index.parquet'}: a part longer than its segment, or a weight below 0. {_AGAIN}")
+        return corpus
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -297,18 +324,22 @@ class TokenCorpus:
             )
 
 
-def _from_encoded(about: dict[str, Any], index: Any) -> tuple[dict[str, Any], Any]:
+def _from_encoded(about: dict[str, Any], index: Any, path: Path) -> tuple[dict[str, Any], Any]:
     """Page and index of an encoded corpus as those of a token corpus."""
     import pyarrow as pa
 
     tokenizer = about["tokenizer"]
+    config, where = tokenizer["config"], f"{path / 'encoded.json'}: tokenizer.config"
     facts = {name: about[name] for name in ("representation", "fps", "frames_per_token")}
-    facts |= {"type": tokenizer["config"]["type"], "sha256": tokenizer["sha256"]}
+    facts |= {"type": checked(str, config.get("type"), f"{where}.type"), "sha256": tokenizer["sha256"]}
     parts: tuple[str, ...] = ()
     if facts["type"] == "lfq2d":
         from vadis.tokenizers.parts import part_columns
 
-        parts = tuple(part_columns(facts["representation"], tokenizer["config"]["parts"]))
+        try:
+            parts = tuple(part_columns(facts["representation"], checked(str, config.get("parts"), f"{where}.parts")))
+        except VadisError as error:
+            raise FileError(f"{where}: {error}") from None
     page = about | {"streams": False, "grouped": about["groups"] > 1, "parts": parts}
     page["tokenizer"] = {"facts": facts, "config": tokenizer["config"]}
     return page, index.append_column("base", pa.array(np.zeros(len(index), dtype=np.int64)))

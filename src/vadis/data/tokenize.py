@@ -18,16 +18,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vadis import __version__
 from vadis.data.corpus import HEADER, Corpus, npy_header
 from vadis.data.parts import Parts
 from vadis.data.share import nested_share
+from vadis.data.tables import Kind, check_spans, is_finite, read_array, read_lists, read_page, read_table
 from vadis.errors import FileError, ShapeError, VadisError
 from vadis.files import WORK, atomic_folder, stamp
 
@@ -303,6 +305,43 @@ class _Progress:
         return self._bar.track(items, total=total if total is not None else len(items), description=title)
 
 
+_AGAIN = "Encode the corpus again."
+ENCODED_COLUMNS: dict[str, Any] = {
+    "clip": "text", "split": "text", "group": "text", "source": "text", "licence": "text", "weight": "number", "row": "whole",
+    "first_frame": "whole", "frames": "whole", "first": "whole", "steps": "whole", "texts": "wholes", "kinds": "texts",
+}  # fmt: skip
+"""Columns of the index of an encoded corpus."""
+
+
+@dataclass(frozen=True)
+class _EncodedBy:
+    config: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _ReadBy:
+    name: str
+    dim: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+@dataclass(frozen=True)
+class EncodedPage:
+    """What must stand in `encoded.json`."""
+
+    representation: str
+    fps: Annotated[float, Field(gt=0, le=10_000)]
+    frames_per_token: Annotated[int, Field(ge=1, le=100_000)]
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
+    groups: Annotated[int, Field(ge=1, le=1000)]
+    tokenizer: _EncodedBy
+    text_encoder: _ReadBy
+    plan: bool
+    segments: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+    sentences: Annotated[int, Field(ge=0)]
+
+
 class EncodedCorpus:
     """Segments opened for reading; made by `EncodedCorpus.open`. Subsets share the mapped arrays."""
 
@@ -319,38 +358,45 @@ class EncodedCorpus:
             index.column(name).to_numpy() for name in ("row", "first", "steps", "frames", "weight")
         )
         self._text_first, self._text_tokens = (texts.column(name).to_numpy() for name in ("first", "tokens"))
-        self._said: list[list[int]] = index.column("texts").to_pylist()
-        self._kinds: list[list[str]] = index.column("kinds").to_pylist()
+        self._said, self._kinds = read_lists(path / "index.parquet", index, "texts", "kinds", len(texts), _AGAIN)
 
     @classmethod
     def open(cls, path: str | Path) -> "EncodedCorpus":
         """Open a folder made by `encode_corpus`; raises FileError when it is missing, damaged or of another version."""
-        import pyarrow.parquet as pq
-
         path = Path(path)
         if not (path / "encoded.json").is_file():
             raise FileError(f"no encoded corpus at {path} (no encoded.json there). Make one with `vadis data encode`.")
-        try:
-            about = json.loads((path / "encoded.json").read_text(encoding="utf-8"))
-            if (about["format"], about["version"]) != ("vadis-encoded", VERSION):
-                raise FileError(
-                    f"{path} is {about['format']} {about['version']}; expected vadis-encoded {VERSION}. Encode again."
-                )
-            index, texts = (pq.read_table(path / f"{name}.parquet") for name in ("index", "texts"))
-            names = ["tokens", "text", *(["plan", "plan_mask"] if about["plan"] else [])]
-            arrays = {name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r")) for name in names}
-            whole = (
-                len(arrays["tokens"]) == about["steps"]
-                and len(index) == about["segments"]
-                and len(texts) == about["sentences"]
-            )
-        except FileError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise FileError(f"the encoded corpus {path} is damaged ({error}). Encode the corpus again.") from error
-        if not whole:
-            raise FileError(f"the encoded corpus {path} is damaged (its files disagree). Encode the corpus again.")
-        return cls(path, about, index, texts, arrays)
+        about = read_page(path / "encoded.json", EncodedPage, "vadis-encoded", VERSION, _AGAIN)
+        index = read_table(path / "index.parquet", ENCODED_COLUMNS, about["segments"], _AGAIN)
+        columns: dict[str, Kind] = {"text": "text", "first": "whole", "tokens": "whole"}
+        texts = read_table(path / "texts.parquet", columns, about["sentences"], _AGAIN)
+        arrays = {"tokens": read_array(path / "tokens.npy", "u", (about["steps"], about["groups"]), _AGAIN)}
+        arrays["text"] = read_array(path / "text.npy", "f", (None, about["text_encoder"]["dim"]), _AGAIN)
+        if about["plan"]:
+            plan = arrays["plan"] = read_array(path / "plan.npy", "f", (about["segments"], None, None), _AGAIN)
+            arrays["plan_mask"] = read_array(path / "plan_mask.npy", "b", plan.shape, _AGAIN)
+        corpus = cls(path, about, index, texts, arrays)
+        corpus._check()
+        return corpus
+
+    def _check(self) -> None:
+        """Raise FileError unless index, texts and arrays fit one another."""
+        place = self.path / "index.parquet"
+        check_spans(place, "tokens", self._first, self.steps, self.about["steps"], _AGAIN)
+        check_spans(
+            self.path / "texts.parquet",
+            "features",
+            self._text_first,
+            self._text_tokens,
+            len(self._arrays["text"]),
+            _AGAIN,
+        )
+        if len(self) and (
+            min(self.steps.min(), self.frames.min(), *map(len, self._said)) < 1 or self.weights.min() < 0
+        ):
+            raise FileError(f"{place}: a segment has steps, frames, a sentence, and a weight of 0 or more. {_AGAIN}")
+        if len(self) and self._row.max() >= self.about["segments"]:
+            raise FileError(f"{place}: row {self._row.max()} of {self.about['segments']} plans. {_AGAIN}")
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -373,7 +419,12 @@ class EncodedCorpus:
         """All plans (N, P, A) float32; raises VadisError without plans."""
         if "plan" not in self._arrays:
             raise VadisError(f"{self.path} was encoded without plans. Encode the corpus again with a plan function.")
-        return torch.from_numpy(self._arrays["plan"][self._row].copy())
+        return self._finite("plan", torch.from_numpy(self._arrays["plan"][self._row].copy()))
+
+    def _finite(self, name: str, values: Tensor) -> Tensor:
+        if not is_finite(values.numpy()):
+            raise FileError(f"{self.path / f'{name}.npy'} holds values that are not finite. {_AGAIN}")
+        return values
 
     def subset(self, split: str | None = None, *, max_steps: int | None = None, share: float = 1.0) -> "EncodedCorpus":
         """The segments of a split, no longer than `max_steps` token steps, and of those a nested share of all steps by
@@ -419,7 +470,10 @@ class EncodedCorpus:
         draws = torch.rand(len(rows), generator=generator, dtype=torch.float64).tolist()
         said = np.array([self._choose(row, draw, kind_weights) for row, draw in zip(rows, draws, strict=True)])
         tokens = _padded(self._arrays["tokens"], self._first[rows], self.steps[rows], np.int64, -1)
+        if (highest := int(tokens.max())) >= self.vocab_size:
+            raise FileError(f"{self.path / 'tokens.npy'} holds token {highest}; there are {self.vocab_size}. {_AGAIN}")
         text = _padded(self._arrays["text"], self._text_first[said], self._text_tokens[said], np.float32, 0)
+        self._finite("text", text)
         result = {
             "tokens": tokens if self.groups > 1 else tokens[..., 0],
             "token_lengths": torch.from_numpy(self.steps[rows].astype(np.int64)),
@@ -430,7 +484,7 @@ class EncodedCorpus:
         }
         if "plan" in self._arrays:
             places = self._row[rows]
-            result["plan"] = torch.from_numpy(self._arrays["plan"][places])
+            result["plan"] = self._finite("plan", torch.from_numpy(self._arrays["plan"][places]))
             result["plan_mask"] = torch.from_numpy(self._arrays["plan_mask"][places])
         return result
 
