@@ -17,6 +17,7 @@ from vadis.generators.text import MiniLMEncoder
 from vadis.representations import representation
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from vadis.training import study as studies
+from vadis.training.report import read_log, read_run_page
 from vadis.training.study import attempt, cell_recipe, cells, dry_run, load_study, run_study
 from vadis.training.study_report import averaged, fit_power_law, markdown, short, write_report
 
@@ -151,12 +152,18 @@ def test_variants_with_equal_settings_share_a_training(scaling):
     assert grid[0].folder == grid[2].folder and len({c.folder for c in grid}) == 3
 
 
+LEVELS = "{" + ", ".join(f"l{i}: []" for i in range(1000)) + "}"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (("axes:", "axis:"), "axis is unknown"),
         (("{small: [], large: [model.n_embd=32]}", "{}"), "size has no levels"),
         (("title: Two by two", "budget: {steps: 3, epochs: 2}"), "only one"),
+        (("title: Two by two", "settings: [x/y]"), r"\.yaml: settings.0: can't read the setting 'x/y'"),
+        (("axes:", f"axes:\n  a: {LEVELS}\n  b: {LEVELS}"), "cells; a study has at most 100,000"),
+        (("large: [model.n_embd=32]", f"{'l' * 300}: [model.n_embd=8]"), "give axes and levels shorter names"),
         (("large: [model.n_embd=32]", "'small!': [model.n_embd=32], 'small?': [model.n_embd=8]"), "same folder"),
     ],
 )
@@ -371,3 +378,24 @@ def test_language_models_of_different_widths(data, tmp_path):
     assert small["facts"]["body"] < large["facts"]["body"] < large["facts"]["parameters"]
     assert small["facts"]["tokens"] == large["facts"]["tokens"] == 12 * 16 * 2
     assert small["items"] == 33 and 0 <= small["metrics"]["r1"] <= 1
+
+
+def test_damaged_logs_and_results_are_named(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "text": "a\u2028b"}\n{"step": 3, "lo', encoding="utf-8")
+    assert [page["step"] for _, page in read_log(log)] == [1, 2], "what a kill cut off doesn't count"
+    for line, said in {
+        '{"loss": 1}': "step: field required",
+        "[1]": "object",
+        '{"step": -1}': "step",
+        "{": "JSON",
+    }.items():
+        log.write_text(f'{{"step": 1}}\n{line}\n')
+        with pytest.raises(FileError, match=rf"log\.jsonl, line 2.*{said}"):
+            read_log(log)
+    (tmp_path / "run.json").write_text('{"state": "finished", "step": [0], "seconds": 1.0, "versions": {}}')
+    with pytest.raises(FileError, match=r"run\.json: step: input should be a valid integer"):
+        read_run_page(tmp_path / "run.json")
+    (tmp_path / "result.json").write_text('{"settings": {}, "facts": {"steps": "3"}, "loss": 0.5}')
+    with pytest.raises(FileError, match=r"result\.json is damaged: .*facts\.steps"):
+        studies.read_result(studies.Cell({}, (), tmp_path))

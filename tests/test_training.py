@@ -249,6 +249,17 @@ def test_ema_is_the_ramped_average():
         ("data.validation_corpus=elsewhere", "data.validation_corpus 'elsewhere' is none of"),
         ("loss.block_weights={hands: 1}", "ms272 has no block hands; its blocks are root_velocity"),
         ("init=pca", "init: pca needs down_t 0"),
+        ("optimizer.lr=.inf", r"optimizer.lr: input should be a finite number \(got inf\)"),
+        ("loss.root_weight=.nan", "loss.root_weight: input should be a finite number"),
+        ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1: input should be less than 1"),
+        ("data.batch=10000000000", "data.batch: input should be less than or equal to 1000000"),
+        ("data.batch=true", "data.batch is true: expected a number"),
+        ("accumulate=" + "9" * 40, "value of the setting accumulate is a number of 133 bits"),
+        ("model=[0]", "model: unable to extract tag"),
+        ("task=[tokenizer]", r"task \['tokenizer'\] is unknown"),
+        ("data.corpus=2026-01-01", "is a date; put 2026-01-01 in quotes"),
+        ("data.window=[" + "[" * 200, "value of the setting data.window is"),
+        ("data..window=3", "expected key=value"),
     ],
 )
 def test_wrong_settings_are_named(recipe, setting, message):

@@ -44,7 +44,7 @@ class GuoRecipe(Recipe):
     glove: str | None = None
     """For `match`: folder of the published word vectors."""
     data: PairData
-    window: int = Field(default=24, ge=8, multiple_of=4)
+    window: int = Field(default=24, ge=8, le=1_000_000, multiple_of=4)
     """For `movement`: frames a sample."""
     emphasis: float = Field(default=25.0, gt=0)
     """The deviations of root and contact columns are divided by this, as in the published evaluator's statistics."""

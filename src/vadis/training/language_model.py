@@ -38,7 +38,7 @@ class VocabularyConfig:
 
     mode: Literal["extend", "remap"] = "extend"
     init: Init = "normal"
-    multiple: int = Field(default=64, ge=1)
+    multiple: int = Field(default=64, ge=1, le=65_536)
     """The number of rows is rounded up to a multiple of it."""
     kind: Kind | None = None
     """Null: flat, of DSFT two_stream."""
@@ -54,7 +54,7 @@ class VocabularyConfig:
 class LoRAConfig:
     """Low-rank additions."""
 
-    r: int = Field(default=32, ge=1)
+    r: int = Field(default=32, ge=1, le=65_536)
     alpha: float = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     vision: bool = False

@@ -15,7 +15,7 @@ from vadis.data.instructions import EncodedItem, InstructionItem, encode, instru
 from vadis.data.packing import Rows, length_groups, pack_rows, pad_rows
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motion_vocabulary import MotionVocabulary
-from vadis.training.config import STRICT, Recipe
+from vadis.training.config import STRICT, Batch, Recipe
 from vadis.training.english import SAMPLE
 from vadis.training.language_loss import Places, places, text_perplexity
 from vadis.training.language_model import LanguageModel, LanguageModelConfig, build_language_model
@@ -29,13 +29,13 @@ SURVEY = 200
 class LanguageData(InstructionData):
     """Instructions drawn from tokenised corpora, and how they become batches."""
 
-    batch: int = Field(default=16, ge=1)
+    batch: Batch = 16
     """Items a process and batch; with `packing` rows of `max_tokens`."""
-    max_tokens: int = Field(default=2048, ge=8)
+    max_tokens: int = Field(default=2048, ge=8, le=1_000_000)
     """Longer items are left out whole, never cut."""
     packing: bool = False
     """Several items a row, each blind to the others. Not for linear attention (Qwen3.5)."""
-    bucket: int = Field(default=4, ge=1)
+    bucket: Batch = 4
     """Without packing: a batch is a slice of this many batches sorted by length, so that little is padding; 1: no sorting."""
     validation_split: str = "val"
     validation_corpora: tuple[TokenSource, ...] | None = None

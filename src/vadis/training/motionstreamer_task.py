@@ -14,7 +14,7 @@ from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionstreamer import MotionStreamer, MotionStreamerConfig
 from vadis.generators.planner import KinematicPlanner, with_plan
 from vadis.hub import load
-from vadis.training.config import STRICT, Recipe
+from vadis.training.config import STRICT, Batch, Frames, Recipe
 from vadis.training.task import Task
 
 
@@ -31,27 +31,27 @@ class LatentData:
     text_encoder: str = "sentence-t5-xxl"
     stage: Literal["text", "stream"] = "text"
     """stream: a segment follows the one before it in its clip, which stays true and is not measured."""
-    batch: int = Field(default=256, ge=1)
+    batch: Batch = 256
     """Segments a process and batch. Published: 256 over all processes, whose gradients were not synchronised; on N of them
     that is imitated by 256 / N on one process."""
-    bucket: int = Field(default=1, ge=1)
+    bucket: Batch = 1
     """A batch is a slice of this many batches sorted by length, so that little is padding; 1: no sorting."""
     trim: float = Field(default=1 / 3, ge=0, le=1)
     """Probability of dropping the first or the last latent, equally likely; only of text to motion."""
     text_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of every batch that reads the empty string, for guidance."""
-    max_history: int | None = Field(default=None, ge=1)
+    max_history: Frames | None = None
     """Latents of the segment before that are kept, at least one. Null: all, and rows that are too long are left out."""
     slide: float = Field(default=0.0, ge=0, le=1)
     """Share of segments that begin somewhere inside, after a history of their own: what a stream reads when its row is full."""
     no_history: float = Field(default=0.0, ge=0, le=1)
     """Share of segments that begin from nothing although something came before."""
-    longest: int | None = Field(default=None, ge=1)
+    longest: Frames | None = None
     """Latents of a segment that are read at most, from its beginning, which is where the text tells most. Null: all."""
     planner: str | None = None
     """Folder or bundled name of a kinematic planner (the text-to-motion bundle that holds one will do): its plan is read
     beside the sentence (`vadis.generators.planner.PlannedSentences`); in training the true one, in its normalisation."""
-    plan_seconds: float = Field(default=4.0, gt=0)
+    plan_seconds: float = Field(default=4.0, gt=0, le=86_400)
     """A plan tells of this time at most, from the first latent that is measured on."""
     plan_dropout: float = Field(default=0.3, ge=0, le=1)
     """Probability that the whole plan is hidden; otherwise each value is, at a rate drawn per row."""
@@ -59,7 +59,7 @@ class LatentData:
     """Standard deviation of noise on plan values, in units of the training data: a planner's values are not exact."""
     kind_weights: dict[str, float] = Field(default_factory=lambda: {"history": 0.0})
     """How likely sentences of a kind are; 1 when not named. A segment of which all are 0 only serves as history."""
-    min_frames: int = Field(default=MIN_FRAMES, ge=4)
+    min_frames: int = Field(default=MIN_FRAMES, ge=4, le=1_000_000)
     """Shorter clips are left out."""
     train_split: str | None = "train"
     validation_split: str | None = "val"
@@ -73,7 +73,7 @@ class LatentData:
 class TwoForwardLoss:
     """The only loss: squared error of the noise, each position measured several times."""
 
-    repeats: int = Field(default=4, ge=1)
+    repeats: int = Field(default=4, ge=1, le=10_000)
     replace: bool = True
     """The head's own estimates replace ever more input latents (Two-Forward); false: never."""
 

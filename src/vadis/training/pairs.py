@@ -21,7 +21,7 @@ from vadis.data.corpus import Corpus
 from vadis.errors import VadisError
 from vadis.evaluators.losses import near_duplicates
 from vadis.representations import Representation, representation
-from vadis.training.config import STRICT
+from vadis.training.config import STRICT, Batch, Frames
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,19 +30,19 @@ class PairData:
 
     corpus: str
     """Folder made by `vadis data build`."""
-    batch: int = Field(default=256, ge=1)
+    batch: Batch = 256
     """Pairs a process and batch."""
     train_split: str | None = "train"
     validation_split: str | None = "val"
     split_seed: int | None = None
     """Split the corpus's groups anew by a hash with this seed, instead of by its own splits; nothing is written."""
-    held_out_every: int = Field(default=5, ge=2)
+    held_out_every: int = Field(default=5, ge=2, le=1_000_000)
     """With `split_seed`: every n-th group is held out."""
-    min_frames: int = Field(default=20, ge=1)
+    min_frames: Frames = 20
     """Shorter stretches are left out."""
-    max_frames: int | None = Field(default=None, ge=1)
+    max_frames: Frames | None = None
     """Longer ones are entered at a random place. Null: taken whole."""
-    unit: int = Field(default=4, ge=1)
+    unit: Frames = 4
     """Lengths are multiples of this; with `shorten` one unit less."""
     shorten: float = Field(default=1 / 3, ge=0, le=1)
     """Probability of taking one unit less; what is left over is at a random end."""
@@ -50,9 +50,9 @@ class PairData:
     """How likely sentences of a kind are (whole, detailed, label, automatic…); 1 when not named, 0 never."""
     mirror: float = Field(default=0.0, ge=0, le=1)
     """Probability of the mirrored motion with left and right swapped in its sentence."""
-    mirrored_negatives: int = Field(default=0, ge=0)
+    mirrored_negatives: int = Field(default=0, ge=0, le=1_000_000)
     """Up to that many pairs of a batch whose sentence names a side come a second time, mirrored: the hardest negatives."""
-    drawn: int = Field(default=0, ge=0)
+    drawn: int = Field(default=0, ge=0, le=100_000_000)
     """Clips to draw from the training recordings once (`vadis data augment`), kept in the run's folder."""
     drawn_share: float = Field(default=0.5, ge=0, le=1)
     """Their share of a batch."""

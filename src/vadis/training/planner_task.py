@@ -10,7 +10,7 @@ from torch import Tensor
 from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig
-from vadis.training.config import STRICT, Recipe
+from vadis.training.config import STRICT, Batch, Frames, Recipe
 from vadis.training.task import Task
 
 
@@ -20,9 +20,9 @@ class PlanData:
 
     corpus: str
     """Folder made by `vadis data encode`, with plans."""
-    batch: int = Field(default=128, ge=1)
+    batch: Batch = 128
     """Segments a process and batch."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: Frames | None = None
     """Longer segments (in token steps) are left out. Plans are in units of what remains: leave out here what the
     generator leaves out."""
     kind_weights: dict[str, float] = Field(default_factory=dict)

@@ -3,10 +3,14 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from vadis.errors import MissingExtra
 from vadis.files import atomic_write
+from vadis.records import checked, parse_json, read_json, read_lines
 
 
 class Report:
@@ -72,13 +76,50 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{minutes}" if whole >= 3600 else minutes
 
 
+class LogLine(TypedDict):
+    """A line of `log.jsonl`; the numbers of the step stand beside it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    step: Annotated[int, Field(ge=0)]
+
+
+def read_log(log: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of a `log.jsonl`, as they are written and as values; figures may be NaN, as losses can.
+
+    A last line that a kill cut off doesn't count. Raises FileError naming a line that is no such record.
+    """
+    found = []
+    for number, line in read_lines(log):
+        if not line.endswith(b"\n") and not line.endswith(b"}"):
+            break
+        where = f"{log}, line {number}"
+        page = parse_json(line, where, finite=False)
+        checked(LogLine, page, where)
+        found.append((line.rstrip(b"\r\n") + b"\n", page))
+    return found
+
+
+class RunPage(TypedDict):
+    """What must stand in a `run.json`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
+    state: str
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    versions: dict[str, str]
+
+
+def read_run_page(path: Path) -> dict[str, Any]:
+    """A run's `run.json`; raises FileError when it is damaged."""
+    return checked(RunPage, read_json(path), path)  # type: ignore[return-value]
+
+
 def _forget_after(log: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again."""
     if log.exists():
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line, page in read_log(log) if page["step"] <= step] if step else []
         with atomic_write(log) as temporary:
-            kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
 
 
 def _open_logger(kind: str, folder: Path, title: str, config: Any) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionvla import IGNORED, MotionVLA
 from vadis.generators.scene_prompts import MAX_VISUAL_TOKENS, Prompt, ScenePacker, collate
 from vadis.places import inside
-from vadis.training.config import STRICT, Recipe
+from vadis.training.config import STRICT, Batch, Frames, Recipe
 from vadis.training.language_loss import Places, places
 from vadis.training.language_model import LanguageModel, LanguageModelConfig, build_language_model
 from vadis.training.language_task import LanguageLoss
@@ -40,11 +40,11 @@ class SceneData:
     validation_rows: str | None = None
     image_root: str | None = None
     """Folder where the images of `rows` lie now."""
-    batch: int = Field(default=4, ge=1)
-    max_tokens: int = Field(default=2048, ge=8)
+    batch: Batch = 4
+    max_tokens: int = Field(default=2048, ge=8, le=1_000_000)
     """Longer items are left out whole, never cut."""
-    max_visual_tokens: int = Field(default=MAX_VISUAL_TOKENS, ge=1)
-    min_visual_tokens: int = Field(default=4, ge=1)
+    max_visual_tokens: Frames = MAX_VISUAL_TOKENS
+    min_visual_tokens: Frames = 4
     duration: bool = True
     """Say the length in the instruction."""
     image_dropout: float = Field(default=0.1, ge=0, le=1)

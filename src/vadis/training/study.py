@@ -14,7 +14,6 @@ checkpoint. A cell that breaks is reported and the others go on.
 
 import gc
 import itertools
-import json
 import math
 import re
 import traceback
@@ -24,31 +23,53 @@ from dataclasses import dataclass as plain
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
+from typing_extensions import TypedDict
 
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_write
 from vadis.locks import only_run
-from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
+from vadis.records import MAX_BYTES, checked, parse_json, read_bytes
+from vadis.training.config import (
+    STRICT,
+    Batch,
+    Recipe,
+    Steps,
+    apply_overrides,
+    as_dict,
+    build,
+    parse_setting,
+    read_recipe,
+)
 from vadis.training.tasks import TASKS, load_recipe
 
-Levels = dict[str, list[str]]
+
+def _readable(text: str) -> str:
+    parse_setting(text)
+    return text
+
+
+Setting = Annotated[str, AfterValidator(_readable)]
+Levels = dict[str, list[Setting]]
 """Name of a level or variant → its `key=value` settings."""
 HARMLESS = ("run", "resume", "threads", "device", "logger", "log_every", "checkpoint_every", "checkpoint_seconds",
             "stop_at")  # fmt: skip
 """Settings of a recipe that may change between two calls of a study: they don't change what is learned."""
 Say = Callable[[str], None]
+MAX_CELLS = 100_000
+MAX_NAME = 200
+"""Bytes of the name of a cell's folder; file systems take 255."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Budget:
     """What every cell may spend: one of the three; none: what the recipe says."""
 
-    steps: int | None = Field(default=None, ge=1)
+    steps: Steps | None = None
     seconds: float | None = Field(default=None, gt=0)
     """Of training, validation included."""
     epochs: float | None = Field(default=None, gt=0)
@@ -70,12 +91,12 @@ class MotionEvaluation:
     split: str | None = None
     """By default test, else val."""
     kinds: tuple[str, ...] = ("whole",)
-    limit: int | None = Field(default=None, ge=1)
-    repeats: int = Field(default=3, ge=1)
+    limit: Steps | None = None
+    repeats: int = Field(default=3, ge=1, le=10_000)
     """Seeds of captions and pools."""
-    generations: int = Field(default=1, ge=1)
+    generations: int = Field(default=1, ge=1, le=10_000)
     """Sets of motions made."""
-    batch: int = Field(default=32, ge=1)
+    batch: Batch = 32
     """Prompts at once."""
     seed: int = Field(default=0, ge=0)
     tokenizer: str | None = None
@@ -95,7 +116,7 @@ class Study:
     run: str
     """Folder of the cells."""
     title: str = ""
-    settings: list[str] = Field(default_factory=list)
+    settings: list[Setting] = Field(default_factory=list)
     budget: Budget = Field(default_factory=Budget)
     axes: dict[str, Levels] = Field(default_factory=dict)
     variants: dict[str, Levels] = Field(default_factory=dict)
@@ -109,6 +130,9 @@ class Study:
                 raise ValueError(f"{where} has no levels")
         if not self.axes and not self.variants:
             raise ValueError("a study needs axes (a grid) or variants (tables)")
+        heads = sum(map(len, self.variants.values())) or 1
+        if (count := heads * math.prod(map(len, self.axes.values()))) > MAX_CELLS:
+            raise ValueError(f"the levels make {count:,} cells; a study has at most {MAX_CELLS:,}")
 
     @property
     def labels(self) -> list[str]:
@@ -135,7 +159,7 @@ def load_study(path: str | Path, settings: Sequence[str] = (), **changes: Any) -
     Raises FileError when it can't be read, VadisError naming what is wrong in it.
     """
     path = Path(path)
-    raw = read_yaml(path)
+    raw = read_recipe(path)
     raw.setdefault("run", f"runs/studies/{path.stem}")
     if isinstance(raw.get("recipe"), str):
         raw["recipe"] = str(path.parent / raw["recipe"])
@@ -164,6 +188,10 @@ def cells(study: Study, only: Sequence[str] = ()) -> list[Cell]:
         settings = (*first, *(s for _, more in levels for s in more))
         folder = folders.setdefault(settings, Path(study.run) / _folder_name(labels))
         found.append(Cell(labels, settings, folder))
+    if long := next((c.name for c in found if len(c.name.encode()) > MAX_NAME), None):
+        raise VadisError(
+            f"{study.run}: the folder of a cell would be called {long[:80]!r}…: give axes and levels shorter names."
+        )
     if len({c.folder for c in found}) != len(folders):
         raise VadisError(
             "two cells would have the same folder: give the levels names that differ in letters or digits."
@@ -188,7 +216,7 @@ def _folder_name(labels: dict[str, str]) -> str:
 def cell_recipe(study: Study, cell: Cell) -> tuple[Recipe, MotionEvaluation | None]:
     """The recipe of a cell without a budget in epochs, and how its motions are measured."""
     budget = study.budget
-    spend = []
+    spend: list[str] = []
     if budget.steps:
         spend = [f"steps={budget.steps}", "max_seconds=null"]
     elif budget.seconds:
@@ -196,7 +224,8 @@ def cell_recipe(study: Study, cell: Cell) -> tuple[Recipe, MotionEvaluation | No
     elif budget.epochs:
         spend = ["max_seconds=null"]
     own = [s for s in cell.settings if not s.startswith("evaluation.")]
-    recipe = load_recipe(study.recipe, [*study.settings, *spend, *own, f"run={cell.folder}", "resume=auto"])
+    recipe = load_recipe(study.recipe, [*study.settings, *spend, *own])
+    recipe = replace(recipe, run=str(cell.folder), resume="auto")
     changes = [s.removeprefix("evaluation.") for s in cell.settings if s.startswith("evaluation.")]
     if study.evaluation is None:
         return recipe, None
@@ -306,18 +335,29 @@ def _attempt(study: Study, cell: Cell) -> str:
     return ""
 
 
+class Result(TypedDict):
+    """What must stand in a cell's `result.json`; a loss may be NaN."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    settings: dict[str, Any]
+    facts: dict[str, float | None]
+    loss: float
+    best_loss: NotRequired[float]
+    train_loss: NotRequired[float | None]
+    seconds: NotRequired[float]
+    metrics: NotRequired[dict[str, float]]
+    real: NotRequired[dict[str, float]]
+
+
 def read_result(cell: Cell) -> dict[str, Any] | None:
     """The result of a cell, None when there is none; raises FileError when it is damaged."""
     path = cell.folder / "result.json"
     if not path.is_file():
         return None
     try:
-        page = json.loads(path.read_text(encoding="utf-8"))
-        if missing := {"settings", "facts", "loss"} - page.keys():
-            raise KeyError(*missing)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} is damaged ({error}). Delete it and call the study again.") from error
-    return page
+        return checked(Result, parse_json(read_bytes(path, MAX_BYTES), path, finite=False), path)  # type: ignore[return-value]
+    except FileError as error:
+        raise FileError(f"{path} is damaged: {error} Delete it and call the study again.") from None
 
 
 def _line(cell: Cell) -> str:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vadis.errors import FileError, ModelError, VadisError
+from vadis.errors import ModelError, VadisError
 from vadis.files import atomic_write
+from vadis.records import read_json
 from vadis.training.config import Recipe, as_dict
+from vadis.training.report import read_log, read_run_page
 from vadis.training.study import HARMLESS, Cell, MotionEvaluation, Study, cell_recipe, facts, read_result
 
 METRICS = ("r1", "r2", "r3", "fid", "matching", "diversity", "skate", "jerk")
@@ -27,7 +29,7 @@ def run_cell(study: Study, cell: Cell) -> dict[str, Any]:
         _same(there["settings"], settings, cell)
         return there
     if (cell.folder / "config.json").is_file():  # a training that was stopped
-        before = {k: v for k, v in _json(cell.folder / "config.json").items() if k not in (*HARMLESS, "steps")}
+        before = {k: v for k, v in read_json(cell.folder / "config.json").items() if k not in (*HARMLESS, "steps")}
         _same(before, {k: v for k, v in settings["recipe"].items() if k != "steps"}, cell)
     page = _trained(study, cell, recipe)
     if evaluation is not None:
@@ -77,7 +79,7 @@ def _trained(study: Study, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     trainer = Trainer(recipe)
     sizes = facts(trainer.task, recipe, study.budget)
     trainer.run()
-    page = _json(cell.folder / "run.json")
+    page = read_run_page(cell.folder / "run.json")
     if not page["state"].startswith("finished"):
         raise KeyboardInterrupt(page["state"])
     sizes["steps"] = page["step"]
@@ -87,16 +89,9 @@ def _trained(study: Study, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     return {"facts": sizes, "seconds": page["seconds"], "versions": page["versions"]} | _losses(cell.folder)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"can't read {path} ({error}).") from error
-
-
 def _losses(folder: Path) -> dict[str, Any]:
     """The last held-out loss, the lowest on the way, the last training loss, and the curve of (step, held-out loss)."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [page for _, page in read_log(folder / "log.jsonl")]
     validations = [line for line in lines if any(k.startswith("validation/") for k in line)]
     if not validations:
         raise VadisError(f"{folder / 'log.jsonl'} has no validation.")

@@ -4,6 +4,7 @@ validation are; the loop does the rest.
 To add one: a recipe dataclass, a `Task` subclass with that `recipe_class`, and an entry in `TASKS`.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,17 @@ from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.generators.t2mgpt import T2MGPT, T2MGPTConfig
-from vadis.training.config import STRICT, Recipe, apply_overrides, as_dict, build, read_yaml
+from vadis.training.config import (
+    STRICT,
+    Batch,
+    Frames,
+    Recipe,
+    apply_overrides,
+    as_dict,
+    build,
+    parse_setting,
+    read_recipe,
+)
 from vadis.training.evaluator_task import EvaluatorTask
 from vadis.training.guo_task import GuoTask
 from vadis.training.language_task import LanguageTask
@@ -35,11 +46,11 @@ class TokenData:
 
     corpus: str
     """Folder made by `vadis data encode`."""
-    batch: int = Field(default=32, ge=1)
+    batch: Batch = 32
     """Segments a process and batch."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: Frames | None = None
     """Longer segments are left out. Null: those that fit the model's row beside the longest sentence and the plan."""
-    bucket: int = Field(default=8, ge=1)
+    bucket: Batch = 8
     """A batch is a slice of this many batches sorted by length, so that little is padding; 1: no sorting."""
     kind_weights: dict[str, float] = Field(default_factory=dict)
     """How likely sentences of a kind are (whole, detailed, label, automatic…); 1 when not named."""
@@ -68,7 +79,9 @@ class TokenData:
 
 GeneratorConfig = Annotated[
     Annotated[MotionMillionConfig, Tag("motionmillion")] | Annotated[T2MGPTConfig, Tag("t2mgpt")],
-    Discriminator(lambda value: value.get("type", "motionmillion") if isinstance(value, dict) else value.type),
+    Discriminator(
+        lambda value: value.get("type", "motionmillion") if isinstance(value, dict) else getattr(value, "type", None)
+    ),
 ]
 """The config of a generator, chosen by `type`."""
 GENERATORS: dict[str, type] = {"motionmillion": MotionMillion, "t2mgpt": T2MGPT}
@@ -221,29 +234,31 @@ def load_phases(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> l
     """
     if isinstance(recipe, Recipe):
         return [_built(apply_overrides(as_dict(recipe), overrides), "recipe")]
-    raw, where = read_yaml(recipe), Path(recipe).name
+    raw, where = read_recipe(recipe), Path(recipe).name
     raw.setdefault("run", f"runs/{Path(recipe).stem}")
     phases = raw.pop("phases", None)
     if phases is None:
         return [_built(apply_overrides(raw, overrides), where)]
     if not isinstance(phases, dict) or not all(isinstance(phase, dict) for phase in phases.values()) or not phases:
         raise VadisError(f"{where}: phases must be names with groups of settings.")
+    if not isinstance(raw["run"], str) or not all(re.fullmatch(r"[\w.-]*\w[\w.-]*", name) for name in phases):
+        raise VadisError(f"{where}: run must be a folder, and the names of phases letters, digits, ., - and _.")
     own = [text for text in overrides if text.startswith("phases.")]
-    if unknown := [text for text in own if text.split("=")[0].split(".")[1] not in phases]:
+    if unknown := [text for text in own if parse_setting(text)[0].split(".")[1] not in phases]:
         raise VadisError(f"{where}: no phase is meant by {unknown[0]!r}; there are {', '.join(phases)}.")
     phases = apply_overrides({"phases": phases}, own)["phases"]
     result: list[Recipe] = []
     for name, phase in phases.items():
         page = apply_overrides(_over(raw, phase), [text for text in overrides if text not in own])
-        if result:
-            page.setdefault("model", {})["start"] = f"{result[-1].run}/model"
+        if result and isinstance(page.setdefault("model", {}), dict):
+            page["model"]["start"] = f"{result[-1].run}/model"
         result.append(_built(page | {"run": f"{page['run']}/{name}"}, f"{where}, phase {name}"))
     return result
 
 
 def _built(raw: dict[str, Any], where: str) -> Recipe:
-    if raw.get("task") not in TASKS:
-        raise VadisError(f"{where}: task {raw.get('task')!r} is unknown; expected one of {', '.join(TASKS)}.")
+    if not isinstance(raw.get("task"), str) or raw["task"] not in TASKS:
+        raise VadisError(f"{where}: task {raw.get('task')!r:.60} is unknown; expected one of {', '.join(TASKS)}.")
     return build(TASKS[raw["task"]].recipe_class, raw, where)
 
 

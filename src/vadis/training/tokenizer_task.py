@@ -20,7 +20,7 @@ from vadis.tokenizers.codebook import EMACodebook
 from vadis.tokenizers.fsq import FSQTokenizerConfig
 from vadis.tokenizers.pca_init import init_from_pca
 from vadis.tokenizers.perceptual import Perceptual
-from vadis.training.config import STRICT, Recipe, as_dict
+from vadis.training.config import STRICT, Batch, Recipe, as_dict
 from vadis.training.task import Task
 
 CLIPS, CLIP_SECONDS = 24, 5.0  # validation clips that are coded as a whole
@@ -38,9 +38,9 @@ class WindowData:
     validation_corpus: str | None = None
     """The one whose `validation_split` is held out; null: the first. Recordings that were held out when corpora were
     derived from it stay held out."""
-    window: int = Field(default=96, ge=2)
+    window: int = Field(default=96, ge=2, le=1_000_000)
     """Frames; shorter clips are left out."""
-    batch: int = Field(default=64, ge=1)
+    batch: Batch = 64
     """Windows a process and batch."""
     mirror: float = Field(default=0.0, ge=0, le=1)
     """Probability of a left-right mirrored window."""
@@ -109,12 +109,14 @@ class SigmaVAELoss:
 FAMILIES = {name: cls for name, cls in component_classes().items() if issubclass(cls, Tokenizer)}
 TokenizerConfig = Annotated[
     Union[tuple(Annotated[cls.config_class, Tag(name)] for name, cls in FAMILIES.items())],  # noqa: UP007 - built at run time
-    Discriminator(lambda value: value.get("type", "fsq") if isinstance(value, dict) else value.type),
+    Discriminator(lambda value: value.get("type", "fsq") if isinstance(value, dict) else getattr(value, "type", None)),
 ]
 """The config of any family, chosen by `type`."""
 TokenizerLoss = Annotated[
     Annotated[ReconstructionLoss, Tag("reconstruction")] | Annotated[SigmaVAELoss, Tag("sigma_vae")],
-    Discriminator(lambda loss: loss.get("kind", "reconstruction") if isinstance(loss, dict) else loss.kind),
+    Discriminator(
+        lambda loss: loss.get("kind", "reconstruction") if isinstance(loss, dict) else getattr(loss, "kind", None)
+    ),
 ]
 
 
