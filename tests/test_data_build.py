@@ -221,13 +221,58 @@ class TestCaptions:
             ("all", 0, 3), ("across", 0, 1.5), ("last", 2, 3)]  # fmt: skip
 
     @pytest.mark.parametrize(
-        "line", ["{", "[1]", '{"text": "x"}', '{"clip": "a", "start_s": "soon", "text": "x"}', "null"]
+        ("line", "said"),
+        [
+            ("{", "JSON"),
+            ("[1]", "object"),
+            ('{"text": "x"}', "clip"),
+            ('{"clip": "a", "start_s": "soon", "text": "x"}', "start_s: input should be a valid number"),
+            ("null", "object"),
+            ('{"clip": "a", "text": "x", "start_s": NaN}', "start_s: input should be a finite number"),
+            ('{"clip": "a", "text": "x", "end_s": 1e999}', "end_s: input should be a finite number"),
+            ('{"clip": "a", "text": "x", "start_s": -1}', "start_s: input should be greater than or equal to 0"),
+            ('{"clip": "a", "text": "x", "start_s": 3, "end_s": 2}', "begins at 3 s and ends at 2 s"),
+            ('{"clip": "a", "text": 5}', "text: input should be a valid string"),
+            ('{"clip": "a", "whole": "x"}', "whole"),
+            ('{"clip": "a"}', "a row needs text, or whole"),
+            ('{"clip": "a", "text": ' + "[" * 3000 + "]" * 3000 + "}", "text|JSON"),
+        ],
     )
-    def test_bad_rows_are_named(self, tmp_path, line):
+    def test_bad_rows_are_named(self, tmp_path, line, said):
         path = tmp_path / "texts.jsonl"
         path.write_text('{"clip": "a", "text": "ok"}\n\n' + line + "\n")
-        with pytest.raises(FileError, match=r"texts\.jsonl, line 3: not a caption row"):
+        with pytest.raises(FileError, match=rf"texts\.jsonl, line 3: not a caption row: .*{said}"):
             read_captions([path])
+
+    def test_lines_end_at_newlines_only(self, tmp_path):
+        path = tmp_path / "texts.jsonl"
+        path.write_text(
+            '{"clip": "a", "text": "one\u2028two\u0085three"}\r\n{"clip": 7, "text": "x"}', encoding="utf-8"
+        )
+        assert {name: [c.text for c in found] for name, found in read_captions([path]).items()} == {
+            "a": ["one\u2028two\u0085three"], "7": ["x"]}  # fmt: skip
+        path.write_bytes(b'{"clip": "a", "text": "x"}\n{"clip": "a", "text": "\xff"}\n')
+        with pytest.raises(FileError, match=r"texts\.jsonl, line 2"):
+            read_captions([path])
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ('{"clip": "a", "fps": -1}', "fps"),
+            ('{"clip": "a", "fps": 1e6}', "fps: input should be less than or equal to 10000"),
+            ('{"clip": "a", "fps": "30"}', "fps: input should be a valid number"),
+            ('{"clip": "a", "weight": NaN}', "NaN is no JSON number"),
+            ('{"clip": "a", "weight": 1e999}', "beyond"),
+            ('{"clip": "a", "licence": 3}', "licence"),
+            ('{"clip": "b", "fps": 60}', "'b' is given twice"),
+            ('{"fps": 60}', "clip"),
+        ],
+    )
+    def test_bad_manifests_are_named(self, tmp_path, line, said):
+        path = tmp_path / "facts.jsonl"
+        path.write_text('{"clip": "b", "fps": 30, "subject": {"id": 1}}\n' + line + "\n")
+        with pytest.raises(FileError, match=rf"facts\.jsonl, line 2.*{said}"):
+            read_manifest(path)
 
     def test_read(self, tmp_path):
         path = tmp_path / "texts.jsonl"
@@ -252,6 +297,19 @@ class TestCaptions:
         with pytest.raises(FileError, match="can't read the manifest"):
             read_manifest(tmp_path / "bad.jsonl")
         assert read_manifest(None) == {}
+
+    def test_none_vanishes_silently(self, mini_bvh, tmp_path):
+        rows = [{"clip": "a", "text": "walks"}, {"clip": "a", "text": "later", "start_s": 900, "end_s": 901},
+                {"clip": "ghost", "text": "one"}, {"clip": "ghost", "whole": ["two", "three"]}]  # fmt: skip
+        (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        shutil.copy(mini_bvh[4], tmp_path / "a.bvh")
+        said: list[str] = []
+        made = build_corpus(
+            [tmp_path / "a.bvh"], tmp_path / "out", [tmp_path / "texts.jsonl"], progress=False, say=said.append
+        )
+        assert said == ["passed over: 3 captions of 1 clips that are not among the sources, such as 'ghost'"]
+        assert made.about["rejected"] == {"caption of a time that its clip doesn't have": 1}
+        assert [c.text for c in made[0].captions] == ["walks"]
 
 
 class TestSources:

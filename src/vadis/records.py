@@ -253,18 +253,24 @@ def checked(kind: type[Record], value: Any, where: object, error: type[VadisErro
 
 
 def read_rows(
-    kind: type[Record], path: str | Path, *, max_line: int = MAX_LINE_BYTES, error: type[VadisError] = FileError
+    kind: type[Record],
+    path: str | Path,
+    what: str = "",
+    *,
+    max_line: int = MAX_LINE_BYTES,
+    error: type[VadisError] = FileError,
 ) -> Iterator[tuple[int, Record]]:
     """Number and record of every line of JSON Lines that isn't blank, parsed and checked in one go (see `checked`).
 
-    Twice as fast as `read_json_lines` and `checked`; of a key given twice the last one counts.
+    Twice as fast as `read_json_lines` and `checked`; of a key given twice the last one counts. `what` leads the message
+    about a wrong line, e.g. "not a caption row: ".
     """
     validate = _adapter(kind).validate_json
     for number, line in read_lines(path, max_line=max_line, error=error):
         try:
             record = validate(line, strict=True)
         except ValidationError as problem:
-            raise error(f"{path}, line {number}: {first_problem(problem)}") from None
+            raise error(f"{path}, line {number}: {what}{first_problem(problem)}") from None
         if _RARE.search(line):  # pydantic lets these pass where the kind says Any
             parse_json(line, f"{path}, line {number}", error)
         yield number, record

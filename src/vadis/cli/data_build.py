@@ -31,7 +31,7 @@ class Build:
         *sources, out = self.paths
         for path in (*sources, *self.captions, *([self.manifest] if self.manifest else [])):
             check_input(path)
-        corpus = build_corpus(sources, out, self.captions, self.manifest, self.options)
+        corpus = build_corpus(sources, out, self.captions, self.manifest, self.options, say=say)
         rejected = corpus.about.get("rejected", {})
         for reason, count in rejected.items():
             say(f"left out: {count} × {reason}")

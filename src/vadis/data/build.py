@@ -6,15 +6,17 @@ Every stage is a plain function on one motion; nothing is skipped silently: what
 """
 
 import hashlib
-import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as dataclass_of_rows
+from typing_extensions import TypedDict
 
 from vadis.data.captions import mirror_text
 from vadis.data.clean import repair
@@ -24,6 +26,7 @@ from vadis.files import stamp
 from vadis.io import load_motion
 from vadis.io.archive import iter_motion_files
 from vadis.motion import Motion
+from vadis.records import read_rows
 from vadis.representations import representation as find_representation
 from vadis.retargeting import retarget
 
@@ -47,44 +50,90 @@ class BuildOptions:
     """Stop after this many files; 0 means all."""
 
 
+Name = Annotated[str, Field(min_length=1, max_length=1000)] | int
+Seconds = Annotated[float, Field(ge=0, lt=1_000_000)]
+_KINDS = ("detailed", "upper", "lower")
+
+
+@dataclass_of_rows(frozen=True, config=ConfigDict(extra="ignore", allow_inf_nan=False))
+class CaptionRow:
+    """A line of a caption list."""
+
+    clip: Name
+    text: str | None = None
+    start_s: Seconds = 0.0
+    end_s: Seconds = 0.0
+    """0: the end of the clip."""
+    kind: str | None = None
+    source: str | None = None
+    whole: list[str] | None = None
+    detailed: str | None = None
+    upper: str | None = None
+    lower: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.whole is None and not any(getattr(self, k) is not None for k in _KINDS):
+            raise ValueError("a row needs text, or whole, detailed, upper or lower")
+        if self.end_s and not self.start_s < self.end_s:
+            raise ValueError(
+                f"it begins at {self.start_s:g} s and ends at {self.end_s:g} s; an end is later, or 0 for the clip's"
+            )
+
+    @property
+    def sentences(self) -> Iterator[tuple[str, str]]:
+        """Text and kind of all that the row says."""
+        if self.text is not None:
+            yield self.text, self.kind or self.source or "label"
+            return
+        yield from ((text, "whole") for text in self.whole or ())
+        yield from ((text, kind) for kind in _KINDS if (text := getattr(self, kind)))
+
+
+class Facts(TypedDict):
+    """A line of a manifest: what is used of it; whatever else stands there is kept."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
+    clip: Name
+    fps: NotRequired[Annotated[float, Field(ge=1, le=10_000)] | None]
+    licence: NotRequired[str]
+    source: NotRequired[str]
+
+
 def read_captions(paths: Iterable[str | Path]) -> dict[str, list[Caption]]:
     """Caption lists by clip name from JSONL files.
 
-    A row has `clip`, `start_s`, `end_s` and either `text` (with `source` or `kind`) or the described form: `whole` (a list
-    of sentences), `detailed`, `upper`, `lower`. Raises FileError naming file and line.
+    A row has `clip`, `start_s`, `end_s` (0: the clip's end) and either `text` (with `source` or `kind`) or the described form:
+    `whole` (a list of sentences), `detailed`, `upper`, `lower`. Raises FileError naming file, line and field.
     """
     found: dict[str, list[Caption]] = defaultdict(list)
     for path in map(Path, paths):
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"can't read the captions {path}: {error}.") from None
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                clip, span = str(row["clip"]), (float(row.get("start_s", 0.0)), float(row.get("end_s", 0.0)))
-                if "text" in row:
-                    texts = [(str(row["text"]), str(row.get("kind", row.get("source", "label"))))]
-                else:
-                    texts = [(str(t), "whole") for t in row.get("whole", [])]
-                    texts += [(str(row[k]), k) for k in ("detailed", "upper", "lower") if row.get(k)]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise FileError(f"{path.name}, line {number}: not a caption row ({error!r}).") from None
-            found[clip] += [Caption(text.strip(), *span, kind) for text, kind in texts if text.strip()]
+        if not path.is_file():
+            raise FileError(f"can't read the captions {path}: there is no such file.")
+        for _, row in read_rows(CaptionRow, path, "not a caption row: "):
+            found[str(row.clip)] += [
+                Caption(text.strip(), row.start_s, row.end_s, kind) for text, kind in row.sentences if text.strip()
+            ]
     return dict(found)
 
 
 def read_manifest(path: str | Path | None) -> dict[str, dict[str, Any]]:
-    """Facts by clip name from a JSONL manifest (`clip` and anything else); empty without a path."""
+    """Facts by clip name from a JSONL manifest (`clip`, given once, and anything else); empty without a path.
+
+    Raises FileError naming file, line and field.
+    """
     if path is None:
         return {}
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {str(row["clip"]): row for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileError(f"can't read the manifest {path}: {error!r}; expected JSON lines with a `clip`.") from None
+    if not Path(path).is_file():
+        raise FileError(f"can't read the manifest {path}: there is no such file.")
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in read_rows(Facts, path, "can't read the manifest's row: "):
+        name = str(row["clip"])
+        if name in found:
+            raise FileError(
+                f"{path}, line {number}: the clip {name!r:.80} is given twice; a manifest has a row a clip."
+            )
+        found[name] = row  # type: ignore[assignment]
+    return found
 
 
 def prepare(motion: Motion, fps: float, options: BuildOptions) -> tuple[list[Motion], list[str]]:
@@ -130,15 +179,18 @@ def build_corpus(
     manifest: str | Path | None = None,
     options: BuildOptions | None = None,
     progress: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> Corpus:
     """Build a corpus from archives, folders or files of motion; see the module's docstring for the stages.
 
     Args:
         sources: archives (`.tar.xz`, `.tar.gz`, `.zip`), folders or single motion files.
         out: folder of the corpus.
-        captions: JSONL lists (`read_captions`), matched by the file's name without suffix.
+        captions: JSONL lists (`read_captions`), matched by the file's name without suffix. A sentence that has no more than half
+            of its time in its clip is left out and counted; lists may hold clips that aren't among the sources.
         manifest: JSONL with `licence`, `source`, `fps` (the true rate) and more by clip.
         progress: show a progress bar on stderr.
+        say: told how many sentences are of clips that aren't among the sources, if any are.
 
     Interrupted work is taken up again by the same call. Raises FileError or VadisError for unusable sources or options.
     """
@@ -166,6 +218,12 @@ def build_corpus(
         raise FileError(f"mirrored copies would take the names of {', '.join(taken[:5])}; rename those files.")
     if not names:
         raise FileError(f"no motion files in {', '.join(map(str, sources))}.")
+    elsewhere = texts.keys() - set(names)
+    if say and elsewhere:
+        count = sum(len(texts[name]) for name in elsewhere)
+        say(
+            f"passed over: {count:,} captions of {len(elsewhere):,} clips that are not among the sources, such as {min(elsewhere)!r:.60}"
+        )
     total = min(len(names), options.limit or len(names))
     splits = assign_splits([group_of(n) for n in names], options.validation_every)
     about = {"sources": [Path(s).name for s in sources], "captions": [Path(c).name for c in captions],
@@ -225,6 +283,9 @@ def _add_clip(
         return
     for k, reason in enumerate(reasons):
         writer.reject(f"{name}!{k}", reason)
+    outside = [c for c in captions if not _shift([c], 0.0, whole, whole)]
+    for k in range(len(outside)):
+        writer.reject(f"{name}!caption {k}", "caption of a time that its clip doesn't have")
     for k, part in enumerate(parts):
         start = part.meta["start"]
         texts = _shift(captions, start, part.seconds, whole)
