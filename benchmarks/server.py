@@ -2,11 +2,13 @@
 
 Starts `vadis serve` as a process of its own, then, all at once: clients that follow a stream in real time and change its text,
 clients that read nothing, clients that are killed in the middle, malformed messages, prompts of a megabyte, requests for whole
-motions, and idle connections. Prints what the following clients got (a message is late when it comes after the moment its
-last frame should be shown, counted from the first message), what was refused, and the server's memory over time.
+motions, and idle connections. Then `--requests` short motions one after the other, four at a time, and `--leave` clients that
+ask for a long motion and close their connection while it is made. Prints what the following clients got (a message is late when it comes after the moment its
+last frame should be shown, counted from the first message), what was refused, how long the worker was still busy for clients that had left, and the
+server's memory over time.
 `--random` takes random weights of the bundled streaming model's size.
 
-A long run: `--clients 50 --seconds 120 --slow 10 --killed 50 --idle 10000`.
+A long run: `--clients 50 --seconds 120 --slow 10 --killed 50 --idle 10000 --requests 2000`.
 """
 
 import argparse
@@ -198,6 +200,40 @@ class Load:
             await asyncio.sleep(1.0)
 
 
+async def request(url: str, process: int, count: int) -> tuple[Counter[str], list[float]]:
+    """Statuses of `count` short motions, and the server's memory at ten moments on the way."""
+    statuses: Counter[str] = Counter()
+    memory = [resident(process)]
+
+    async def some(client: httpx.AsyncClient, numbers: range) -> None:
+        for number in numbers:
+            order = {"prompt": TEXTS[number % len(TEXTS)], "seconds": 0.2 + 0.1 * (number % 8), "seed": number}
+            statuses[str((await client.post(f"{url}/generate", json=order)).status_code)] += 1
+            if sum(statuses.values()) % max(count // 10, 1) == 0:
+                memory.append(resident(process))
+
+    async with httpx.AsyncClient(timeout=120) as client:
+        await asyncio.gather(*(some(client, range(k, count, 4)) for k in range(4)))
+    return statuses, memory
+
+
+def leave(url: str, count: int) -> list[float]:
+    """Seconds from the moment that a client leaves in the middle of its motion until the server works for nobody."""
+    address, found = url.removeprefix("http://").split(":"), []
+    body = json.dumps({"prompt": TEXTS[0], "seconds": 60.0}).encode()
+    head = f"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with httpx.Client(timeout=60) as client:
+        for number in range(count):
+            with socket.create_connection((address[0], int(address[1]))) as sock:
+                sock.sendall(head.encode() + body)
+                time.sleep(0.2 + 0.17 * (number % 10))
+            left = time.perf_counter()
+            while client.get(f"{url}/health").json()["requests"]:
+                time.sleep(0.002)
+            found.append(time.perf_counter() - left)
+    return found
+
+
 def allow_sockets(wanted: int) -> None:
     """Let this process open so many. Raises SystemExit where the system doesn't."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -237,6 +273,8 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=2, help="clients that read nothing")
     parser.add_argument("--killed", type=int, default=5, help="clients that are killed after a second")
     parser.add_argument("--idle", type=int, default=1000, help="connections that ask for nothing")
+    parser.add_argument("--requests", type=int, default=0, help="short motions, four at a time, after the others")
+    parser.add_argument("--leave", type=int, default=0, help="clients that leave while their motion is made")
     parser.add_argument("--max-connections", type=int, default=256)
     options = parser.parse_args()
     allow_sockets(options.idle + options.clients + options.slow + options.killed + 200)
@@ -260,6 +298,8 @@ def main() -> None:
                 asyncio.run(load.run())
                 page = follow_up(url)
                 after = resident(process.pid)
+                statuses, memory = asyncio.run(request(url, process.pid, options.requests))
+                freed = leave(url, options.leave)
                 stopping = time.monotonic()
                 process.send_signal(signal.SIGTERM)
                 process.wait(60)
@@ -267,6 +307,12 @@ def main() -> None:
             finally:
                 process.kill()
     report(load, page, before, after, stopped)
+    if options.requests:
+        print(f"{options.requests} motions: {dict(statuses)}; memory {', '.join(f'{m:.0f}' for m in memory)} MB")
+    if freed:
+        print(
+            f"workers of {len(freed)} who left: free after {1000 * np.median(freed):.0f} ms, {1000 * max(freed):.0f} at most"
+        )
 
 
 def report(load: Load, page: dict[str, Any], before: float, after: float, stopped: float) -> None:
