@@ -6,6 +6,7 @@ The tests name what no browser would let a person choose: Host and Origin.
 import inspect
 import socket
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -169,11 +170,20 @@ def test_viser_listens_as_the_gate_expects() -> None:
     assert parameters["process_request"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-def test_a_viser_that_listens_otherwise_is_refused() -> None:
-    from vadis.viewer.gate import guarded
+def test_a_viser_that_listens_otherwise_is_refused(monkeypatch) -> None:
+    """A version that finds its WebSocket library elsewhere: the server is closed again."""
+    from viser.infra import _infra
 
-    with pytest.raises(VadisError, match="can't be kept from strangers' pages"), guarded(Access()):
-        pass  # a server that never asked for `serve`
+    from vadis.access import free_port
+    from vadis.viewer.stage import start_server
+
+    worker, port = _infra.WebsockServer._background_worker, free_port()
+    elsewhere = FunctionType(worker.__code__, dict(vars(_infra)), closure=worker.__closure__)
+    monkeypatch.setattr(_infra.WebsockServer, "_background_worker", elsewhere)
+    with pytest.raises(VadisError, match="can't be kept from strangers' pages"):
+        start_server("127.0.0.1", port)
+    with pytest.raises(ConnectionRefusedError):
+        ask(port, f"Host: 127.0.0.1:{port}")
 
 
 def test_the_library_is_as_before_once_the_server_runs(port: int) -> None:

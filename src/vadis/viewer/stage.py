@@ -37,12 +37,20 @@ def require_viser() -> Any:
 def start_server(host: str, port: int, access: Access | None = None) -> "viser.ViserServer":
     """A viser server that keeps its banner to itself and lets in whom `access` does, by default `Access.at(host)`.
 
-    `port`: the next free one is taken when it is busy; 0 takes any. Raises VadisError when it can't listen.
+    `port`: the next free one is taken when it is busy; 0 takes any. Raises VadisError when it can't listen, or
+    can't be kept from strangers.
     """
     viser = require_viser()
     port = free_port(host, port, tries=100 if port else 1)
-    with guarded(access or Access.at(host)), contextlib.redirect_stdout(io.StringIO()):
-        return viser.ViserServer(host=host, port=port, label="vadis", verbose=False)
+    server = None
+    try:
+        with guarded(access or Access.at(host)), contextlib.redirect_stdout(io.StringIO()):
+            server = viser.ViserServer(host=host, port=port, label="vadis", verbose=False)
+    except VadisError:  # it listens, but without the gate
+        if server is not None:
+            stop_server(server)
+        raise
+    return server
 
 
 def stop_server(server: "viser.ViserServer") -> None:
