@@ -1,14 +1,10 @@
-"""Reading published weights without running anything they contain, and loading them strictly.
+"""Published weights, read without running anything they contain, and loaded strictly.
 
-safetensors where possible; torch files through the weights-only reader; files with optimizer leftovers (DeepSpeed,
-Lightning) through an unpickler that builds tensors, containers and numbers, turns classes of those known leftovers into
-inert placeholders, and refuses every other name.
+safetensors through `safetensors_files`; torch's own files, also with the leftovers of DeepSpeed and Lightning, through
+`torch_files`.
 """
 
-import collections
-import pickle
-import types
-import zipfile
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,92 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from vadis.errors import FileError, ModelError
+from vadis.safetensors_files import Entry, read_safetensors
+from vadis.torch_files import read_torch
 
-STATE_KEYS = ("net", "trans", "vq_model", "state_dict", "model_state_dict", "model", "ema")
+STATE_KEYS = ("net", "trans", "vq_model", "state_dict", "model_state_dict", "model", "ema", "module")
 """Where published training files keep their state dict, in order of preference."""
-
-_CONTAINERS = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): collections.defaultdict,
-    **{
-        ("builtins", t.__name__): t
-        for t in (dict, list, tuple, set, frozenset, int, float, complex, bool, str, bytes, bytearray)
-    },
-}
-_CONTAINERS |= {
-    ("__builtin__", name): value for (module, name), value in list(_CONTAINERS.items()) if module == "builtins"
-}
-_TENSOR_BUILDERS = {
-    "torch._utils": {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state"},
-    "torch": {"Size", "device"},
-    "torch.nn.parameter": {"Parameter"},
-}
-_LEFTOVERS = (
-    "deepspeed",
-    "pytorch_lightning",
-    "lightning",
-    "lightning_fabric",
-    "omegaconf",
-    "yacs",
-    "argparse",
-    "numpy",
-    "torch.optim",
-)
-
-
-class _Inert:
-    """Stands for an object of a training library: takes any arguments and any state, keeps nothing, does nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-    def __setitem__(self, _: Any, __: Any) -> None:
-        pass
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def append(self, _: Any) -> None:
-        pass
-
-    def extend(self, _: Any) -> None:
-        pass
-
-    def update(self, *_: Any) -> None:
-        pass
-
-
-class _Refused(pickle.UnpicklingError):
-    """A name that no checkpoint needs."""
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _CONTAINERS:
-            return _CONTAINERS[module, name]
-        if name in _TENSOR_BUILDERS.get(module, ()) or (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
-            return super().find_class(module, name)
-        if module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage") and "." not in name:
-            return super().find_class(module, name)
-        if any(module == m or module.startswith(m + ".") for m in _LEFTOVERS):
-            return _Inert
-        raise _Refused(f"it asks to import {module}.{name}")
-
-
-def _restricted_load(file: Any, **options: Any) -> Any:
-    return _RestrictedUnpickler(file, **options).load()
-
-
-_PICKLE = types.ModuleType("restricted_pickle")
-_PICKLE.Unpickler, _PICKLE.load = _RestrictedUnpickler, _restricted_load  # type: ignore[attr-defined]
 
 
 def read_file(path: str | Path) -> Any:
@@ -112,33 +27,7 @@ def read_file(path: str | Path) -> Any:
         raise FileError(
             f"no checkpoint at {path}: give the path of a .safetensors, .pth, .pt, .bin, .ckpt or torch .zip file."
         )
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise FileError(f"{path} is not a whole safetensors file ({error}): download it again.") from error
-    mmap = zipfile.is_zipfile(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
-        pass  # holds more than tensors: the restricted reader decides
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise FileError(f"{path} can't be read as a torch file ({_first_line(error)}): download it again.") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_PICKLE, mmap=mmap)
-    except _Refused as error:
-        raise ModelError(
-            f"{path} was refused: {_first_line(error)}. Only tensors are read; save its weights as safetensors."
-        ) from error
-    except Exception as error:  # a damaged or hostile stream may fail anywhere
-        raise FileError(f"{path} can't be read as a torch file ({_first_line(error)}): download it again.") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -185,34 +74,62 @@ def find_state_dict(payload: Any, label: str = "the checkpoint") -> dict[str, Te
     return dict(payload)
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+def _listed(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False, strict: bool = True) -> None:
-    """Load `state`: every name used once, nothing missing, left over or of another shape, else ModelError with the first ten.
+def check_fit(module: nn.Module, stated: Mapping[str, Entry], *, strict: bool = True) -> None:
+    """Raise ModelError unless tensors of these names, types and shapes are those of `module`, which may be on "meta".
 
-    `assign` takes the tensors over instead of copying them (for modules built on the meta device). Shared tensors may be
-    listed once. With `strict=False` missing and left-over names are allowed; wrong shapes never are.
+    Every name is used once, nothing is missing, left over, of another shape or of another kind of number. Shared tensors may be listed once. With `strict=False` missing and left-over names are allowed.
     """
     own = module.state_dict(keep_vars=True)
-    given = {id(own[name]) for name in state if name in own}
-    missing = [name for name in own if name not in state and id(own[name]) not in given]
-    unexpected = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+    given = {id(own[name]) for name in stated if name in own}
+    missing = [name for name in own if name not in stated and id(own[name]) not in given]
+    unexpected = [name for name in stated if name not in own]
+    both = [(name, stated[name], own[name]) for name in own if name in stated]
+    shapes = [f"{name} {entry.shape} instead of {tuple(t.shape)}" for name, entry, t in both if entry.shape != t.shape]
+    kinds = [
+        f"{name} {_word(entry.dtype)} instead of {_word(t.dtype)}"
+        for name, entry, t in both
+        if _kind(entry.dtype) != _kind(t.dtype)
     ]
-    problems = []
-    if missing and strict:
-        problems.append(f"missing {_listed(missing)}")
-    if unexpected and strict:
-        problems.append(f"unexpected {_listed(unexpected)}")
-    if shapes:
-        problems.append(f"wrong shapes: {_listed(shapes)}")
+    problems = [f"missing {_listed(missing)}"] if missing and strict else []
+    problems += [f"unexpected {_listed(unexpected)}"] if unexpected and strict else []
+    problems += [f"wrong shapes: {_listed(shapes, 1)}"] if shapes else []
+    problems += [f"wrong types: {_listed(kinds, 1)}"] if kinds else []
     if problems:
         raise ModelError(
             f"the weights do not fit {type(module).__name__}: {'; '.join(problems)}. Check the file and the config."
         )
-    module.load_state_dict({n: t for n, t in state.items() if n in own}, strict=False, assign=assign)
+
+
+def _kind(dtype: torch.dtype) -> tuple[bool, bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise ModelError that names the first tensor with NaN or infinite weights."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
+            least, most = tensor.aminmax()  # one pass; NaN comes through
+            if not math.isfinite(least) or not math.isfinite(most):
+                raise ModelError(f"the weights {name} hold NaN or infinite numbers: download or save the model again.")
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False, strict: bool = True) -> None:
+    """Load `state`, which must fit (see `check_fit`) and be finite, else ModelError.
+
+    `assign` takes the tensors over instead of copying them (for modules built on the meta device). With `strict=False`
+    missing and left-over names are allowed; wrong shapes never are.
+    """
+    check_fit(module, {name: Entry(t.dtype, tuple(t.shape)) for name, t in state.items()}, strict=strict)
+    own = module.state_dict(keep_vars=True)
+    taken = {name: tensor for name, tensor in state.items() if name in own}
+    unset = [n for n in getattr(module, "may_be_unset", ()) if n in taken and bool(taken[n].isnan().all())]
+    check_finite({name: tensor for name, tensor in taken.items() if name not in unset})
+    module.load_state_dict(taken, strict=False, assign=assign)

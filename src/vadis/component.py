@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from vadis.errors import ModelError
+from vadis.records import first_problem
 
 
 class Component(nn.Module):
@@ -22,6 +23,8 @@ class Component(nn.Module):
     keep_float32: ClassVar[bool] = False
     meta_safe: ClassVar[bool] = False
     """The module keeps no unsaved tensor, so it may be built on the meta device and filled by assignment."""
+    may_be_unset: ClassVar[tuple[str, ...]] = ()
+    """Buffers that are NaN throughout as long as nobody has set them; all other weights are finite."""
     config: Any
 
     @property
@@ -47,13 +50,11 @@ class Component(nn.Module):
 
 
 def build_config(config_class: type, fields: dict[str, Any], where: str = "config") -> Any:
-    """`config_class(**fields)`, with a ModelError of one sentence that names the wrong field."""
+    """`config_class(**fields)` from Python values, with a ModelError of one sentence that names the wrong field.
+
+    What stands in a file goes through `vadis.records.checked`, which converts nothing.
+    """
     try:
         return config_class(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        value = "" if not name or isinstance(first["input"], dict) else f" (it is {first['input']!r:.60})"
-        raise ModelError(
-            f"{where}: {name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}{value}."
-        ) from error
+        raise ModelError(f"{where}: {first_problem(error)}") from error

@@ -1,6 +1,8 @@
 """Errors that speak to the user: what was wrong, what was expected, what to do. The CLI prints them without a traceback."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MAX_MESSAGE = 300
 """Characters of a message; a longer one loses its middle, since the end says what to do."""
@@ -26,6 +28,18 @@ class VadisError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message))
+
+
+@contextmanager
+def about(where: object) -> Iterator[None]:
+    """Errors of ours that are raised inside begin with `where` (a file or folder), unless they name it already."""
+    try:
+        yield
+    except VadisError as error:
+        if str(where) not in str(error):
+            place = str(where)
+            error.args = (one_line(f"{place if len(place) <= 120 else '…' + place[-119:]}: {error}"),)
+        raise
 
 
 class FileError(VadisError):

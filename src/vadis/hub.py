@@ -24,19 +24,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vadis.checkpoint import load_strictly
-from vadis.component import build_config
-from vadis.errors import FileError, ModelError
+from vadis.checkpoint import check_fit, load_strictly
+from vadis.errors import FileError, ModelError, about
 from vadis.files import atomic_folder, atomic_write
+from vadis.io.arrays import finite, read_npy
 from vadis.locks import only_run
 from vadis.places import HUB_ID, HubName, check_links, commit_of
 from vadis.places import relative_name as _inside
+from vadis.records import checked, read_json
+from vadis.safetensors_files import Entry, read_header, read_safetensors
+from vadis.sizes import check_memory
 
 log = logging.getLogger("vadis.hub")
 """Says which commit a model of the Hub is; the command line shows it."""
 
 FORMAT = "1"
 SHARD_BYTES = 5_000_000_000
+MAX_ARRAY = 64 << 20
+"""Bytes of a .npy file of statistics."""
 COMPONENTS = {
     "causal_tae": "vadis.tokenizers.causal_tae:CausalTAE",
     "dsft": "vadis.tokenizers.dsft:DSFTTokenizer",
@@ -235,9 +240,9 @@ def load(
     if (folder / "model_index.json").is_file() and not (folder / "mm_config.json").is_file():
         index = read_json(folder / "model_index.json")
         name = index.get("_class_name")
-        if name not in BUNDLES:
+        if not isinstance(name, str) or name not in BUNDLES:
             raise ModelError(
-                f"{folder} is a {name}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
+                f"{folder} is a {name!r:.60}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
             )
         options = {"dtype": dtype, "device": device, "allow_download": allow_download}
         return resolve(BUNDLES[name]).from_pretrained(folder, **options, **overrides)
@@ -256,62 +261,77 @@ def load_component(
     """The component in a folder on disk; see `load`."""
     folder = Path(folder)
     check_links(folder)
-    if not (folder / "config.json").is_file() or "vadis" not in (page := read_json(folder / "config.json")):
+    with about(folder):
+        return _load_component(folder, dtype, pick_device(device), strict)
+
+
+def _load_component(folder: Path, dtype: str | torch.dtype | None, target: torch.device, strict: bool) -> Any:
+    path = folder / "config.json"
+    if not path.is_file() or "vadis" not in (page := read_json(path)):
         raise ModelError(f"{folder} is no vadis model{_foreign(folder)}.")
     if page["vadis"] != FORMAT:
         raise ModelError(f"{folder} has format {page['vadis']!r}; this vadis reads {FORMAT!r}: update vadis.")
-    if page.get("type") not in COMPONENTS:
-        raise ModelError(
-            f"{folder} has the type {page.get('type')!r}; this vadis knows {', '.join(sorted(COMPONENTS))}."
-        )
-    cls = resolve(COMPONENTS[page["type"]])
+    kind = page.get("type")
+    if not isinstance(kind, str) or kind not in COMPONENTS:
+        raise ModelError(f"{folder} has the type {kind!r:.60}; this vadis knows {', '.join(sorted(COMPONENTS))}.")
+    cls = resolve(COMPONENTS[kind])
+    if page.get("kind", cls.kind) != cls.kind:
+        raise ModelError(f"{path}: kind is {page['kind']!r:.60}; a model of the type {kind} is a {cls.kind}.")
     if hasattr(cls, "from_folder"):  # no network: the class reads its own files
         return cls.from_folder(folder)
     known = {field.name for field in fields(cls.config_class)}
     unknown = sorted(set(page) - known - {"vadis", "kind"})
     if unknown:
-        warnings.warn(f"{folder / 'config.json'}: ignoring unknown fields {', '.join(unknown)}.", stacklevel=3)
-    config = build_config(cls.config_class, {k: v for k, v in page.items() if k in known}, str(folder / "config.json"))
-    target = pick_device(device)
+        warnings.warn(f"{path}: ignoring unknown fields {', '.join(unknown)[:200]}.", stacklevel=4)
+    config = checked(cls.config_class, {k: v for k, v in page.items() if k in known}, path, ModelError)
     precision = None if getattr(cls, "keep_float32", False) else pick_dtype(dtype)
+    headers = _headers(folder)
+    with torch.device("meta"):
+        module = cls(config)
+    check_fit(module, {name: entry for header in headers.values() for name, entry in header.items()}, strict=strict)
+    check_memory(module.state_dict(), precision, target, folder)
     if getattr(cls, "meta_safe", False) and strict:
-        with torch.device("meta"):
-            module = cls(config)
-        state = _read_weights(folder, target, precision)
-        load_strictly(module, state, assign=True)
+        load_strictly(module, _read_weights(headers, target, precision), assign=True)
     else:
         module = cls(config)
-        load_strictly(module, _read_weights(folder, torch.device("cpu"), None), strict=strict)
+        load_strictly(module, _read_weights(headers, torch.device("cpu"), None), strict=strict)
         module = module.to(device=target, dtype=precision)
     return module.eval()
 
 
-def _read_weights(folder: Path, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """All tensors of a component folder, each moved and cast as soon as it is read."""
-    from safetensors import SafetensorError, safe_open
-
+def _headers(folder: Path) -> dict[Path, dict[str, Entry]]:
+    """What the weight files of a component folder hold, without reading a weight."""
     index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
+    where: dict[str, str] | None = None
     if index.is_file():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise ModelError(f"{index} has no weight_map: save the model again.")
-        names = sorted(set(listed.values()))
-    state: dict[str, Tensor] = {}
+        where = checked(dict[str, str], read_json(index).get("weight_map"), f"{index}: weight_map", ModelError)
+    names = ["model.safetensors"] if where is None else sorted(set(where.values()))
+    headers: dict[Path, dict[str, Entry]] = {}
     for name in names:
         path = folder / _inside(name)
         if not path.is_file():
             raise ModelError(
                 f"the weights are missing: there is no {name} in {folder}. Download or save the model again."
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - not a dict
-                    tensor = file.get_tensor(key)
-                    state[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-        except SafetensorError as error:
-            raise FileError(f"{path} is not a whole safetensors file ({error}): download it again.") from error
+        headers[path] = read_header(path)
+        if where is not None and set(headers[path]) != {key for key, shard in where.items() if shard == name}:
+            raise ModelError(f"{path} holds other tensors than {index.name} says: download or save the model again.")
+    return headers
+
+
+def _read_weights(
+    headers: Mapping[Path, dict[str, Entry]], device: torch.device, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """All tensors of a component folder, each file moved and cast as soon as it is read."""
+    state: dict[str, Tensor] = {}
+    for path, header in headers.items():
+        for key, tensor in read_safetensors(path, header).items():
+            state[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
     return state
+
+
+_Part = tuple[str, str] | dict[str, str | None] | None
+"""What a bundle's index may say of a part: [library, class], {"hub": id…}, nothing."""
 
 
 def load_bundle(
@@ -327,19 +347,50 @@ def load_bundle(
     """
     folder = Path(folder)
     check_links(folder)
-    index = read_json(folder / "model_index.json")
+    path = folder / "model_index.json"
     parts: dict[str, Any] = {}
-    for name, entry in index.items():
+    for name, entry in read_json(path).items():
         if name.startswith("_"):
             continue
+        checked(_Part, entry, f"{path}: {name:.60}", ModelError)
         if name in overrides:
             parts[name] = overrides[name]
-        elif isinstance(entry, list) and len(entry) == 2 and entry[0] == "vadis":
+        elif isinstance(entry, list) and entry[0] == "vadis":
             where = "cpu" if name == "planner" else device
             parts[name] = load_component(folder / _inside(name), dtype=dtype, device=where)
+            if type(parts[name]).__name__ != entry[1]:
+                raise ModelError(f"{path}: {name} is a {type(parts[name]).__name__}, not a {entry[1]}.")
         else:
             parts[name] = entry
     return parts | {name: part for name, part in overrides.items() if name not in parts}
+
+
+def check_parts(
+    folder: Path, parts: Mapping[str, Any], given: Mapping[str, Any], generators: tuple[str, ...], continuous: bool
+) -> None:
+    """Raise ModelError unless a bundle has a tokenizer and a generator of these types, and no planner of another kind.
+
+    `continuous`: the tokenizer makes latents. Parts that the caller has `given` are taken as they are.
+    """
+    from vadis.tokenizers.base import Tokenizer
+
+    path = folder / "model_index.json"
+    for kind in ("tokenizer", "generator", "planner"):
+        part = parts.get(kind)
+        if kind in given or (kind == "planner" and part is None):
+            continue
+        if getattr(part, "kind", None) != kind:
+            found = (
+                "missing" if part is None else f"{part!r:.60}" if isinstance(part, list | dict) else type(part).__name__
+            )
+            raise ModelError(f'{path}: {kind} is {found}; expected ["vadis", CLASS] of a {kind}.')
+    tokenizer, generator = parts["tokenizer"], parts["generator"]
+    if "generator" not in given and generator.config.type not in generators:
+        raise ModelError(
+            f"{path}: the generator is a {type(generator).__name__}, which this kind of pipeline can't use."
+        )
+    if "tokenizer" not in given and not (isinstance(tokenizer, Tokenizer) and tokenizer.continuous == continuous):
+        raise ModelError(f"{path}: the tokenizer is a {type(tokenizer).__name__}, which this generator can't use.")
 
 
 def bundled_models() -> list[str]:
@@ -413,17 +464,6 @@ def _foreign(folder: Path) -> str:
     return ": it has no config.json and no model_index.json"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises FileError for anything else."""
-    try:
-        page = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"can't read {path} as JSON ({str(error)[:120]}): download or save the model again.") from error
-    if not isinstance(page, dict):
-        raise FileError(f"{path} must hold a JSON object, not a {type(page).__name__}.")
-    return page
-
-
 def pick_device(device: str | torch.device | None) -> torch.device:
     """A torch device; "auto" is the GPU where there is one, None the CPU."""
     if device == "auto":
@@ -450,11 +490,9 @@ def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def read_array(path: str | Path) -> np.ndarray:
-    """A float array from a .npy file; raises FileError."""
-    try:
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, EOFError) as error:
-        raise FileError(f"can't read {path} as a .npy array ({str(error)[:120]}).") from error
+    """A float array from a .npy file; raises FileError for damaged files and values that aren't finite."""
+    path = Path(path)
+    return finite(read_npy(path, MAX_ARRAY), str(path))
 
 
 def push(model: Any, repo_id: str, *, private: bool = True, token: str | None = None) -> str:

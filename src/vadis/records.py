@@ -63,7 +63,7 @@ def parse_json(data: bytes | str, where: object, error: type[VadisError] = FileE
     except UnicodeDecodeError as problem:
         raise error(f"{where} is not UTF-8 text (byte {problem.start}).") from None
     except ValueError as problem:
-        raise error(f"{where} is not valid JSON ({problem}).") from None
+        raise error(f"{where} can't be read as JSON ({problem}).") from None
     if (text.count("[") + text.count("{")) > MAX_DEPTH:  # else it can't be that deep
         _check_depth(value, where, error)
     if "\\ud" in text or "\\uD" in text:
@@ -280,7 +280,9 @@ def first_problem(problem: ValidationError) -> str:
     """The first field that a ValidationError complains of, as `field: what is wrong (it is VALUE).`"""
     first = problem.errors(include_url=False)[0]
     name = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    silent = first["type"].startswith(("missing", "json")) or isinstance(first["input"], dict)
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] != "value_error":  # one of pydantic's own, not of a check of ours
+        message = message[:1].lower() + message[1:]
+    silent = not name or first["type"].startswith(("missing", "json")) or isinstance(first["input"], dict)
     given = "" if silent else f" (it is {first['input']!r:.60})"
-    return f"{name + ': ' if name else ''}{message[:1].lower() + message[1:]}{given}."
+    return f"{name + ': ' if name else ''}{message}{given}."

@@ -11,12 +11,12 @@ Shapes: B clips, T frames, D features, S movement vectors, L words, H width, E v
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -25,31 +25,32 @@ from vadis.component import build_config
 from vadis.errors import ModelError
 from vadis.evaluators.base import Evaluator
 from vadis.evaluators.guo_words import POS_CLASSES, Vocabulary, read_vocabulary, split_words
+from vadis.sizes import CONFIG, Frames, Name, Positions, Width
 
 CONTACTS = 4  # the last columns, which the evaluator doesn't look at
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class GuoConfig:
     """The published evaluator for HumanML3D; feature_dim 251, representation kit251 for KIT-ML."""
 
     type: Literal["guo"] = "guo"
-    representation: str = "hml263"
-    feature_dim: int = Field(default=263, gt=CONTACTS)
-    movement_width: int = Field(default=512, ge=1)
+    representation: Name = "hml263"
+    feature_dim: int = Field(default=263, gt=CONTACTS, le=65_536)
+    movement_width: Width = 512
     """Values of a movement vector, and channels of the convolutions."""
-    motion_width: int = Field(default=1024, ge=1)
-    text_width: int = Field(default=512, ge=1)
-    embedding_dim: int = Field(default=512, ge=1)
-    word_dim: int = Field(default=300, ge=1)
-    unit_length: int = 4
+    motion_width: Width = 1024
+    text_width: Width = 512
+    embedding_dim: Width = 512
+    word_dim: Width = 300
+    unit_length: Literal[4] = 4
     """Frames a movement vector: two convolutions of stride 2."""
-    padded_frames: int = Field(default=196, multiple_of=4)
-    max_words: int = Field(default=20, ge=1)
-    vocabulary: tuple[str, ...] = ()
+    padded_frames: int = Field(default=196, ge=4, le=1_000_000, multiple_of=4)
+    max_words: Positions = 20
+    vocabulary: Annotated[tuple[Name, ...], Field(max_length=1_000_000)] = ()
     """Words by row of the word vectors, which are part of the weights."""
-    min_frames: int = Field(default=4, ge=4)
-    max_frames: int = 199
+    min_frames: int = Field(default=4, ge=4, le=1_000_000)
+    max_frames: Frames = 199
 
 
 class MovementEncoder(nn.Module):

@@ -15,6 +15,12 @@ import torch
 from torch import Tensor
 
 from vadis.errors import FileError, MissingExtra, VadisError
+from vadis.io.arrays import finite, read_npy
+from vadis.records import read_bytes
+
+MAX_PICKLE = 64 << 20
+MAX_VECTORS = 4 << 30
+"""Bytes of the table of word vectors."""
 
 POS_CLASSES = ("VERB", "NOUN", "DET", "ADP", "NUM", "AUX", "PRON", "ADJ", "ADV", "Loc_VIP", "Body_VIP", "Obj_VIP", "Act_VIP",
                "Desc_VIP", "OTHER")  # fmt: skip
@@ -90,7 +96,7 @@ def _tag(text: str) -> list[str]:
 # ---- the published word vectors
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):  # in Python, since the one in C allocates what an opcode states
     """Lists, dicts, strings and numbers only."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -98,10 +104,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _read_pickle(path: Path) -> Any:
+    data = read_bytes(path, MAX_PICKLE)
     try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except OSError as error:
-        raise FileError(f"can't read {path}: {error.strerror or error}. It belongs to the word vectors.") from error
+        return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a damaged or hostile stream may fail anywhere
         raise FileError(f"{path} was refused ({str(error)[:100]}): it must hold plain words and numbers.") from error
 
@@ -113,16 +118,15 @@ def read_vocabulary(folder: str | Path) -> tuple[tuple[str, ...], Tensor]:
     """
     folder = Path(folder)
     words, index = (_read_pickle(folder / f"our_vab_{name}.pkl") for name in ("words", "idx"))
-    try:
-        vectors = torch.from_numpy(np.load(folder / "our_vab_data.npy", allow_pickle=False).astype(np.float32))
-    except (OSError, ValueError, EOFError) as error:
-        raise FileError(f"can't read {folder / 'our_vab_data.npy'} ({str(error)[:100]}).") from error
+    path = folder / "our_vab_data.npy"
+    vectors = torch.from_numpy(finite(read_npy(path, MAX_VECTORS), str(path)).astype(np.float32))
     fits = isinstance(words, list) and isinstance(index, dict) and all(isinstance(word, str) for word in words)
     if not fits or vectors.ndim != 2 or len(vectors) < len(words):
         raise FileError(
             f"the word vectors in {folder} don't agree: expected as many vectors as words, and their index."
         )
-    if not all(isinstance(row, int) and 0 <= row < len(vectors) for row in index.values()):
+    if not all(type(row) is int and 0 <= row < len(vectors) for row in index.values()):
         raise FileError(f"{folder / 'our_vab_idx.pkl'} names rows that the table doesn't have.")
-    by_row = {row: word for word, row in index.items() if word in set(words)}
+    known = set(words)
+    by_row = {row: word for word, row in index.items() if word in known}
     return tuple(by_row.get(row, "") for row in range(len(vectors))), vectors

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -24,38 +24,38 @@ from vadis.component import build_config
 from vadis.errors import MissingExtra, ModelError
 from vadis.evaluators.base import Evaluator
 from vadis.evaluators.layers import DistributionEncoder, Normal, SequenceDecoder, inside, moments, sinusoids
+from vadis.sizes import CONFIG, Codes, Dropout, Frames, Heads, Layers, Name, Positions, Width
 
-STRICT = ConfigDict(extra="forbid")
 TOKENIZER = "distilbert/distilbert-base-uncased"
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=CONFIG)
 class DistilBertConfig:
     """Sizes of the language model; the defaults are distilbert-base-uncased."""
 
-    vocab_size: int = 30522
-    positions: int = 512
-    width: int = 768
-    ff: int = 3072
-    layers: int = 6
-    heads: int = 12
+    vocab_size: Codes = 30522
+    positions: Positions = 512
+    width: Width = 768
+    ff: Width = 3072
+    layers: Layers = 6
+    heads: Heads = 12
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=CONFIG)
 class TMRConfig:
     """The published evaluator for 272 features (its file of settings asks for 6 heads; 4 were trained)."""
 
     type: Literal["tmr"] = "tmr"
-    representation: str = "ms272"
-    feature_dim: int = Field(default=272, ge=1)
-    width: int = Field(default=256, ge=2, multiple_of=2)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    ff: int = Field(default=1024, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    patch: int = Field(default=1, ge=1)
+    representation: Name = "ms272"
+    feature_dim: Width = 272
+    width: int = Field(default=256, ge=2, le=65_536, multiple_of=2)
+    layers: Layers = 4
+    heads: Heads = 4
+    ff: Width = 1024
+    dropout: Dropout = 0.1
+    patch: Positions = 1
     """Frames a step; what is left at the end of a clip is not read."""
-    embedding_dim: int | None = Field(default=None, ge=1)
+    embedding_dim: Width | None = None
     """Values of an embedding; null: `width` of them, without a layer in between."""
     normalize: bool = False
     """Embeddings of length 1, so that distances order pairs as the cosine does."""
@@ -63,13 +63,13 @@ class TMRConfig:
     """Mean and deviation of a clip's features, and the mean of a sentence's tokens, count directly as well."""
     text_encoder: Literal["distilbert", "minilm"] = "distilbert"
     """The frozen language model; MiniLM is not part of the weights."""
-    text_layers: int | None = Field(default=None, ge=1)
+    text_layers: Layers | None = None
     """Layers over the text; null: as many as over the motion."""
     distilbert: DistilBertConfig = Field(default_factory=DistilBertConfig)
     decoder: bool = True
     """Keep the decoder, which only training needs."""
-    min_frames: int = Field(default=20, ge=1)
-    max_frames: int = Field(default=300, ge=1)
+    min_frames: Frames = 20
+    max_frames: Frames = 300
 
 
 class MotionEncoder(DistributionEncoder):

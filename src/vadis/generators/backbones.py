@@ -150,7 +150,7 @@ def _text_tokenizer(folder: Path) -> Any:
     import transformers
 
     from vadis.foreign import open_foreign
-    from vadis.hub import read_json
+    from vadis.records import read_json
 
     path = folder / "tokenizer_config.json"
     name = read_json(path).get("tokenizer_class") if path.is_file() else None

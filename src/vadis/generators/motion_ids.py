@@ -9,17 +9,19 @@ tokenizer, and `encode_text` reads a user's text so that none of them, and no id
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vadis.component import build_config
-from vadis.errors import FileError, ModelError, ShapeError, VadisError
-from vadis.generators.motion_layout import MotionLayout
+from vadis.errors import FileError, ModelError, ShapeError, VadisError, about
+from vadis.generators.motion_layout import MAX_SYMBOLS, MotionLayout
+from vadis.records import checked, read_json
+from vadis.sizes import FrameRate, Frames, Name
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP, LENGTHS, token_names
 
 FILE = "motion_vocabulary.json"
@@ -31,11 +33,11 @@ Mode = Literal["extend", "remap"]
 class MotionTokenizerFacts:
     """What must stay the same about the motion tokenizer that a language model was trained with."""
 
-    type: str
-    sha256: str
-    representation: str
-    fps: float
-    frames_per_token: int | None
+    type: Name
+    sha256: Name
+    representation: Name
+    fps: FrameRate
+    frames_per_token: Frames | None
     """None for DSFT."""
 
     @classmethod
@@ -288,25 +290,39 @@ class MotionVocabulary:
         a damaged one."""
         path = Path(folder) / FILE
         page = read_page(folder)
-        try:
-            facts = MotionTokenizerFacts(**page["tokenizer"])
-            layout = build_config(MotionLayout, page["layout"], str(path))
-            lengths = page["length_ids"]
+        known = {f.name for f in fields(_Page)}
+        stored = checked(_Page, {k: v for k, v in page.items() if k in known}, path)
+        with about(path):
+            lengths = None if stored.length_ids is None else _unrun(stored.length_ids)
             return cls(
-                layout, page["mode"], _unrun(page["symbol_ids"]), int(page["begin"]), int(page["end"]),
-                None if page["sep"] is None else int(page["sep"]), int(page["text_count"]), int(page["text_size"]),
-                int(page["size"]), facts, None if lengths is None else _unrun(lengths),
+                stored.layout, stored.mode, _unrun(stored.symbol_ids), stored.begin, stored.end, stored.sep,
+                stored.text_count, stored.text_size, stored.size, stored.tokenizer, lengths,
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, VadisError):
-                raise
-            raise FileError(f"{path} is damaged ({error!r:.120}): save or download the model again.") from error
+
+
+_Id = Annotated[int, Field(ge=0, lt=100_000_000)]
+_Runs = list[tuple[_Id, Annotated[int, Field(ge=1, le=MAX_SYMBOLS)]]]
+
+
+@dataclass(frozen=True)
+class _Page:
+    """motion_vocabulary.json, so much of it as makes a vocabulary."""
+
+    mode: Mode
+    layout: MotionLayout
+    begin: _Id
+    end: _Id
+    sep: _Id | None
+    text_count: _Id
+    text_size: _Id
+    size: _Id
+    tokenizer: MotionTokenizerFacts
+    symbol_ids: _Runs
+    length_ids: _Runs | None
 
 
 def read_page(folder: str | Path) -> dict[str, Any]:
     """The JSON object of `motion_vocabulary.json`; raises as `MotionVocabulary.load` does."""
-    from vadis.hub import read_json
-
     path = Path(folder) / FILE
     if not path.is_file():
         raise ModelError(
@@ -338,7 +354,8 @@ def _runs(ids: Tensor) -> list[list[int]]:
     return runs
 
 
-def _unrun(runs: list[list[int]]) -> Tensor:
-    if sum(count for _, count in runs) > 10_000_000 or any(count < 1 for _, count in runs):
-        raise ValueError("impossible numbers of ids")
+def _unrun(runs: list[tuple[int, int]]) -> Tensor:
+    count = sum(length for _, length in runs)
+    if not 0 < count <= MAX_SYMBOLS:
+        raise FileError(f"{count:,} ids are named; expected 1 to {MAX_SYMBOLS:,}. Save or download the model again.")
     return torch.cat([torch.arange(first, first + count) for first, count in runs])

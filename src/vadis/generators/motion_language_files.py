@@ -38,8 +38,9 @@ from vadis.generators.motion_ids import (
     symbol_names,
 )
 from vadis.generators.motion_rows import head_of, resize, tied
-from vadis.hub import read_json, write_json
+from vadis.hub import write_json
 from vadis.places import HUB_ID, HubName, commit_of, named_in_file
+from vadis.records import read_json
 
 ROWS = "new_rows.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -11,26 +11,28 @@ streams Base comes first; the blank is the last one. Letters: S token steps, G t
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.component import build_config
 from vadis.errors import ModelError, ShapeError, VadisError
+from vadis.sizes import CONFIG, Codes, Groups
 from vadis.tokenizers.dsft_sequence import Encoded
 
 Kind = Literal["flat", "delayed", "two_stream"]
 Order = Literal["time", "part"]
+MAX_SYMBOLS = 10_000_000
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class MotionLayout:
     """The order of a tokenizer's tokens in one row, and how many symbols that takes. Made by `MotionLayout.of`."""
 
     kind: Kind = "flat"
-    groups: int = Field(default=1, ge=1)
+    groups: Groups = 1
     """G, tokens a step (groups, levels or parts); 1 for two streams."""
-    codes: int = Field(default=512, ge=1)
+    codes: Codes = 512
     """K, codes of a group; of two streams the ids of Base."""
     order: Order = "time"
     """"time": all groups of a step together; "part": all steps of a group together."""
@@ -38,7 +40,7 @@ class MotionLayout:
     """All groups use the same K symbols; a token's place says whose it is."""
     grouped: bool = False
     """Tokens have an axis of groups, (S, G), also where G is 1."""
-    phys_codes: int = Field(default=0, ge=0)
+    phys_codes: int = Field(default=0, ge=0, le=16_777_216)
     """Ids of the second stream; 0 unless there are two streams."""
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class MotionLayout:
             raise ModelError("two streams have no groups: leave groups, grouped, order and shared at their defaults.")
         if self.kind == "delayed" and (self.order != "time" or self.groups < 2):
             raise ModelError("a delayed layout goes by time and needs two levels or more: use kind 'flat'.")
+        if sum(self.sizes) > MAX_SYMBOLS:
+            raise ModelError(f"{sum(self.sizes):,} motion symbols are more than {MAX_SYMBOLS:,}.")
 
     @classmethod
     def of(

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from vadis.component import Component, build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.decoding import Decoding
 from vadis.generators.layers import Block, DepthHead, KVCache, RMSNorm, rope_table, sinusoids
+from vadis.sizes import CONFIG, Codes, Dropout, Groups, Heads, Layers, Positive, Row, Width
 
 SIZES = {
     "44M": (8, 8, 512),
@@ -41,36 +42,36 @@ SIZES = {
 """Layers, heads and width by published name. Weights of 3B and 7B were released."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class MotionMillionConfig:
     """The defaults are the released 3B model; `from_size` gives the others."""
 
     type: Literal["motionmillion"] = "motionmillion"
-    n_layer: int = Field(default=24, ge=1)
-    n_head: int = Field(default=32, ge=1)
-    n_embd: int = Field(default=3200, ge=2)
-    block_size: int = Field(default=301, ge=2)
+    n_layer: Layers = 24
+    n_head: Heads = 32
+    n_embd: Width = 3200
+    block_size: Row = 301
     """Longest row: text, plan and motion steps together."""
-    clip_dim: int = Field(default=2048, ge=1)
+    clip_dim: Width = 2048
     """Width of the text features."""
-    nb_code: int = Field(default=64000, ge=1)
+    nb_code: Codes = 64000
     """Motion codes of one group."""
-    groups: int = Field(default=1, ge=1)
+    groups: Groups = 1
     """Tokens a step; later groups are predicted from the state and the step's earlier groups."""
-    plan_dim: int = Field(default=0, ge=0)
+    plan_dim: int = Field(default=0, ge=0, le=65_536)
     """Numbers in one plan position; 0 for no plan."""
-    plan_tokens: int = Field(default=0, ge=0)
+    plan_tokens: int = Field(default=0, ge=0, le=65_536)
     """Plan positions after the text."""
     length_conditioning: bool = False
     """Tell every position how many steps are left."""
     null_text: bool = False
     """A learned prefix that stands for no text; needed for guidance."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Dropout = 0.0
     tie_weights: bool = False
     """Heads share the embeddings' weights."""
-    depth_width: int | None = Field(default=None, ge=1)
+    depth_width: Width | None = None
     """Hidden width of the heads of groups after the first; None is 2 * n_embd."""
-    init_std: float | None = Field(default=None, gt=0)
+    init_std: Positive | None = None
     """Standard deviation of new weights (output projections less); None leaves the library's defaults, as published."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.diffusion import DiffusionHead
 from vadis.generators.latent_streams import Generating, RowCache
 from vadis.generators.layers import GatedMLP, RMSNorm, apply_rope, mlp_width, rope_table
+from vadis.sizes import CONFIG, Dropout, Heads, Layers, NotNegative, Row, Width
 
 END_LATENT = (
     -0.03545712, -0.11705846, -0.05517992, 0.00844862, 0.04809663, 0.00272764, 0.18799046, -0.02028011,
@@ -34,25 +35,25 @@ END_LATENT = (
 """The published end latent of the HumanML3D checkpoint: the auto-encoder's latent of four frames of zeros, drawn once."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class MotionStreamerConfig:
     """The defaults are the released text-to-motion model."""
 
     type: Literal["motionstreamer"] = "motionstreamer"
-    n_layer: int = Field(default=12, ge=1)
-    n_head: int = Field(default=12, ge=1)
-    n_embd: int = Field(default=768, ge=2)
-    block_size: int = Field(default=78, ge=3)
-    """Positions: the text and block_size - 1 latents."""
-    text_dim: int = Field(default=768, ge=1)
+    n_layer: Layers = 12
+    n_head: Heads = 12
+    n_embd: Width = 768
+    block_size: Row = 78
+    """Row: the text and block_size - 1 latents."""
+    text_dim: Width = 768
     """Width of the text vector."""
-    latent_dim: int = Field(default=16, ge=1)
-    head_layers: int = Field(default=9, ge=1)
-    head_width: int = Field(default=1792, ge=1)
-    diffusion_steps: int = Field(default=50, ge=2)
-    stop_threshold: float = Field(default=0.1, ge=0)
+    latent_dim: Width = 16
+    head_layers: Layers = 9
+    head_width: Width = 1792
+    diffusion_steps: int = Field(default=50, ge=2, le=100_000)
+    stop_threshold: NotNegative = 0.1
     """A latent nearer than this to the end latent ends the motion."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Dropout = 0.0
     text_everywhere: bool = False
     """The text is added to every latent's vector too, which binds small models to it (published: it only stands first)."""
 
@@ -128,6 +129,7 @@ class MotionStreamer(Generating, Component):
     kind = "generator"
     config_class = MotionStreamerConfig
     meta_safe = True
+    may_be_unset = ("end_latent",)
     config: MotionStreamerConfig
     end_latent: Tensor
     """(C,): ends a motion; NaN while it is not known, and then nothing ends."""

@@ -288,7 +288,7 @@ class MotionVLA:
     @classmethod
     def load(cls, folder: str | Path, motion_tokenizer: Any, **options: Any) -> Self:
         """Read a folder written by `save`. Raises ModelError where the parts don't belong together."""
-        from vadis.hub import read_json
+        from vadis.records import read_json
 
         model, text_tokenizer, vocabulary = load_language_model(folder, motion_tokenizer, **options)
         path = Path(folder) / "scene_packer.json"

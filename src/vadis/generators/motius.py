@@ -12,8 +12,9 @@ from vadis.checkpoint import read_state_dict
 from vadis.errors import ModelError
 from vadis.generators.motionmillion import SIZES, MotionMillion
 from vadis.generators.motionmillion import from_motionmillion as generator_from
-from vadis.hub import read_array, read_json, save_bundle
+from vadis.hub import read_array, save_bundle
 from vadis.places import HUB_ID
+from vadis.records import read_json
 from vadis.tokenizers.fsq import FSQTokenizer
 from vadis.tokenizers.fsq import from_motionmillion as tokenizer_from
 

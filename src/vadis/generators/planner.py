@@ -9,39 +9,44 @@ Shapes: B texts, L text tokens, P plan rows, A attributes.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.component import Component
 from vadis.errors import ModelError
 from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS, mirror_plan
+from vadis.sizes import CONFIG, Dropout, Heads, Layers, Name, Positions, Width
 
 PlanKind = Literal["mean", "bank"]
 _CAP = 12.0  # squared deviations count up to here in a score, so that one odd attribute can't decide alone
 _WHOLE = 2.0  # weight of the row of the whole clip against each quarter
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class KinematicPlannerConfig:
     """A planner for token features of `text_dim` values."""
 
     type: Literal["kinematic_planner"] = "kinematic_planner"
-    text_dim: int = 384
-    width: int = 192
-    layers: int = 3
-    heads: int = 4
-    dropout: float = 0.1
-    match_width: int = 64
+    text_dim: Width = 384
+    width: Width = 192
+    layers: Layers = 3
+    heads: Heads = 4
+    dropout: Dropout = 0.1
+    match_width: Width = 64
     """Size of the space in which sentences and plans are compared."""
-    bank_size: int = 0
+    bank_size: int = Field(default=0, ge=0, le=10_000_000)
     """Plans of real motion that travel with the planner, for `propose`."""
-    rows: int = PLAN_ROWS
-    attributes: tuple[str, ...] = ATTRIBUTES
+    rows: Positions = PLAN_ROWS
+    attributes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1024)] = ATTRIBUTES
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ModelError(f"width {self.width} must be a multiple of heads {self.heads}.")
 
 
 class Plan(NamedTuple):

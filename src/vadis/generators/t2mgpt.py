@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -25,25 +25,26 @@ from vadis.component import Component, build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.decoding import Decoding, Step
 from vadis.generators.layers import KVCache
+from vadis.sizes import CONFIG, Codes, Dropout, Heads, Layers, Row, Width
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class T2MGPTConfig:
     """The defaults are the released model: 228 M parameters over 512 codes and CLIP ViT-B/32 text features."""
 
     type: Literal["t2mgpt"] = "t2mgpt"
-    n_layer: int = Field(default=18, ge=1)
+    n_layer: Layers = 18
     """Blocks, those that are published as base and as head together."""
-    n_head: int = Field(default=16, ge=1)
-    n_embd: int = Field(default=1024, ge=2)
-    mlp_ratio: int = Field(default=4, ge=1)
-    block_size: int = Field(default=51, ge=2)
+    n_head: Heads = 16
+    n_embd: Width = 1024
+    mlp_ratio: int = Field(default=4, ge=1, le=64)
+    block_size: Row = 51
     """Longest row: the text vector and the motion tokens."""
-    clip_dim: int = Field(default=512, ge=1)
+    clip_dim: Width = 512
     """Width of the text feature."""
-    nb_code: int = Field(default=512, ge=1)
+    nb_code: Codes = 512
     """Motion codes."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: Dropout = 0.1
 
     groups: ClassVar[int] = 1
     plan_dim: ClassVar[int] = 0

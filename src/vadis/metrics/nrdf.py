@@ -10,10 +10,10 @@ feeds the 21 body joints.
 Shapes: N poses, J joints.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -21,26 +21,27 @@ from vadis import rotation
 from vadis.checkpoint import load_strictly
 from vadis.component import Component, build_config
 from vadis.errors import ShapeError, VadisError
+from vadis.sizes import CONFIG, Positive, Width
 from vadis.skeleton import SMPL22_PARENTS
 
 PARENTS = tuple(parent - 1 if parent > 0 else -1 for parent in SMPL22_PARENTS[1:])
 """Parent of each of the 21 body joints among themselves; -1 for those that hang on the pelvis."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class PoseFieldConfig:
     """The published field."""
 
     type: Literal["nrdf"] = "nrdf"
-    parents: tuple[int, ...] = PARENTS
+    parents: Annotated[tuple[int, ...], Field(min_length=1, max_length=1024)] = PARENTS
     """Parent of every joint, -1 for none; a parent comes before its children."""
-    features: int = 6
+    features: Width = 6
     """Values a joint passes on."""
-    hidden: int = 10
+    hidden: Width = 10
     """Width of the network of a joint."""
-    widths: tuple[int, ...] = (256, 512, 1024, 512, 256, 64)
+    widths: Annotated[tuple[Width, ...], Field(max_length=64)] = (256, 512, 1024, 512, 256, 64)
     """Widths of the distance network."""
-    beta: float = 100.0
+    beta: Positive = 100.0
     """Sharpness of softplus."""
 
     def __post_init__(self) -> None:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from vadis.pipelines.text_to_motion import (
     on_floor,
     with_resting_feet,
 )
+from vadis.sizes import CONFIG, Name, Seconds
 from vadis.tokenizers.dsft_sequence import Encoded
 
 OVERLAP_SECONDS = 2.0
@@ -43,22 +44,22 @@ OVERLAP_SECONDS = 2.0
 _DRAW = ("temperature", "top_k", "top_p", "guidance_scale")
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked_dataclass(frozen=True, config=CONFIG)
 class MotionLanguageConfig:
     """Defaults of a call; they travel with the model as `generation_config.json`."""
 
-    seconds: float | None = Field(default=5.0, gt=0)
+    seconds: Seconds | None = 5.0
     """Length when none is asked for. Null: the model ends the motion itself."""
-    samples: int = Field(default=1, ge=1)
+    samples: int = Field(default=1, ge=1, le=256)
     """Candidates a prompt; kept is the one that a planner finds best, else that in which the model reads the sentence best
     (see `tasks`)."""
     temperature: float = Field(default=1.0, ge=0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     guidance_scale: float = Field(default=1.0, ge=0)
-    max_seconds: float = Field(default=10.0, gt=0)
+    max_seconds: Seconds = 10.0
     """Longest motion that the model learned from; longer ones are made in windows."""
-    tasks: tuple[str, ...] = ("text_to_motion",)
+    tasks: Annotated[tuple[Name, ...], Field(max_length=64)] = ("text_to_motion",)
     """What the model learned. Given motion is forced instead of asked about where it did not learn the task; without a
     planner, candidates are chosen among only where it learned motion_to_text."""
     clean_feet: bool = False
@@ -67,7 +68,7 @@ class MotionLanguageConfig:
     """Which features the motion is made from."""
     precision: Precision = "float32"
     """Of the weights: "int8" is faster for few rows on a CPU, "bfloat16" on a GPU."""
-    text_encoder: str | None = None
+    text_encoder: Name | None = None
     """What the planner reads sentences with, "minilm" for those of vadis; null without a planner."""
 
 
@@ -444,8 +445,8 @@ class MotionLanguagePipeline:
 
         Raises ModelError where parts are missing or don't belong together.
         """
-        from vadis.component import build_config
-        from vadis.hub import load_component, pick_device, pick_dtype, read_json
+        from vadis.hub import load_component, pick_device, pick_dtype
+        from vadis.records import checked, read_json
 
         folder, target = Path(folder), pick_device(device)
         for part in ("tokenizer", "language_model"):
@@ -453,7 +454,7 @@ class MotionLanguagePipeline:
                 raise ModelError(f"{folder} has no folder {part}: download or save the bundle again.")
         page = folder / "generation_config.json"
         fields = read_json(page) if page.is_file() else {}
-        config: MotionLanguageConfig = build_config(MotionLanguageConfig, fields, str(page))
+        config: MotionLanguageConfig = checked(MotionLanguageConfig, fields, page, ModelError)
         if precision is None:
             precision = "bfloat16" if pick_dtype(dtype) == torch.bfloat16 else config.precision
             precision = "float32" if precision == "int8" and target.type != "cpu" else precision

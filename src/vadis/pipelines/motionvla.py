@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
@@ -25,17 +25,18 @@ from vadis.generators.motionvla import MotionVLA
 from vadis.generators.scene_images import Image
 from vadis.motion import Motion
 from vadis.pipelines.consistency import SUPPORTED, Trust, consistent, disagreement
+from vadis.sizes import CONFIG, Seconds
 
 MAX_SAMPLES = 64
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked_dataclass(frozen=True, config=CONFIG)
 class SceneGenerationConfig:
     """Defaults of a call; they travel with the model as `generation_config.json`."""
 
-    seconds: float = Field(default=4.0, gt=0)
+    seconds: Seconds = 4.0
     """Length when none is asked for."""
-    max_seconds: float = Field(default=60.0, gt=0)
+    max_seconds: Seconds = 60.0
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
@@ -266,8 +267,8 @@ class MotionVLAPipeline:
         **overrides: Any,
     ) -> Self:
         """Load a bundle folder; `allow_download` fetches a backbone that it names on the Hub. Raises ModelError where its parts are missing or don't belong together."""
-        from vadis.component import build_config
-        from vadis.hub import load_component, pick_device, pick_dtype, read_json
+        from vadis.hub import load_component, pick_device, pick_dtype
+        from vadis.records import checked, read_json
 
         folder = Path(folder)
         target = pick_device(device)
@@ -280,7 +281,7 @@ class MotionVLAPipeline:
         precision = pick_dtype(dtype) or (torch.float32 if target.type == "cpu" else None)
         vla.model.to(device=target, dtype=precision)
         page = folder / "generation_config.json"
-        config = build_config(SceneGenerationConfig, read_json(page), str(page)) if page.is_file() else None
+        config = checked(SceneGenerationConfig, read_json(page), page, ModelError) if page.is_file() else None
         return cls(vla, config)
 
 

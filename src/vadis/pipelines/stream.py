@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
@@ -31,33 +31,34 @@ from vadis.pipelines.text_to_motion import TextToMotionOutput
 from vadis.places import HubName
 from vadis.representations import representation
 from vadis.representations.ms272 import MS272
+from vadis.sizes import CONFIG, Name, Seconds
 from vadis.skeleton import smpl22
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked_dataclass(frozen=True, config=CONFIG)
 class StreamConfig:
     """Defaults of a pipeline's calls and streams; they travel with the model as `generation_config.json`."""
 
-    text_encoder: str = "sentence-t5-xxl"
+    text_encoder: Name = "sentence-t5-xxl"
     guidance_scale: float = Field(default=4.0, ge=0)
     sampler: Sampler = "dpm"
     """ancestral: the published one, all steps of the schedule."""
-    steps: int | None = 10
+    steps: int | None = Field(default=10, ge=1, le=100_000)
     """Of the sampler; null: its own."""
     temperature: float = Field(default=1.0, ge=0)
-    keep: int | None = Field(default=None, ge=0)
+    keep: int | None = Field(default=None, ge=0, le=1_048_576)
     """Latents of history that stay when the text changes or a row is full; null: half a row."""
     max_step: float | None = Field(default=None, gt=0)
     """Largest distance between latents of a stream for the first four after a change of text, against jumps; null: any."""
-    min_latents: int = Field(default=11, ge=1)
+    min_latents: int = Field(default=11, ge=1, le=1_048_576)
     """A text's motion does not end before (published: 11)."""
     stop_threshold: float | None = Field(default=None, ge=0)
     """Distance to the end latent at which it ends; null: the generator's."""
-    max_seconds: float = Field(default=10.0, gt=0)
+    max_seconds: Seconds = 10.0
     """Of a call that names no length."""
     plan: PlanKind = "bank"
     """With a planner: what conditions the generator beside the sentence, see `PlannedSentences`."""
-    plan_seconds: float = Field(default=4.0, gt=0)
+    plan_seconds: Seconds = 4.0
     certain: float = Field(default=0.75, gt=0)
 
 
@@ -264,15 +265,16 @@ class MotionStreamPipeline:
 
         `allow_download` fetches a text encoder that the bundle names on the Hub.
         """
-        from vadis.component import build_config
-        from vadis.hub import load_bundle, pick_device, read_json
+        from vadis.hub import check_parts, load_bundle, pick_device
+        from vadis.records import checked, read_json
 
         folder = Path(folder)
         if dtype is None and pick_device(device).type == "cpu":
             dtype = "float32"
         parts = load_bundle(folder, dtype=dtype, device=device, **overrides)
+        check_parts(folder, parts, overrides, ("motionstreamer",), continuous=True)
         page = folder / "generation_config.json"
-        config = build_config(StreamConfig, read_json(page)) if page.is_file() else StreamConfig()
+        config = checked(StreamConfig, read_json(page), page, ModelError) if page.is_file() else StreamConfig()
         encoder, stored = parts.get("text_encoder"), None
         if isinstance(encoder, dict | list):
             encoder, stored = None, encoder_source(folder, encoder, config.text_encoder, allow_download)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
@@ -22,42 +22,43 @@ from vadis.errors import ModelError, VadisError
 from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
 from vadis.places import HubName
+from vadis.sizes import CONFIG, Name, Seconds
 
 MAX_SECONDS = 3600.0
 ROWS = 32  # rows of the generator at once
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked_dataclass(frozen=True, config=CONFIG)
 class GenerationConfig:
     """Defaults of a pipeline's call; they travel with the model as `generation_config.json`."""
 
-    seconds: float | None = Field(default=5.0, gt=0)
+    seconds: Seconds | None = 5.0
     """Length when none is asked for. Null: the generator ends the motion itself (models without a planner)."""
-    samples: int = Field(default=1, ge=1)
+    samples: int = Field(default=1, ge=1, le=256)
     """Candidates a prompt, of which the best is kept."""
     temperature: float = Field(default=0.9, ge=0)
-    top_k: int | None = None
-    top_p: float | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     guidance_scale: float = Field(default=1.0, ge=0)
     certain: float = Field(default=0.75, gt=0)
     """Plan values whose standard deviation is below this (in units of the training data) condition the generator."""
     plan: Literal["mean", "bank", "none"] = "mean"
     """What conditions the generator beside the text: the planner's mean where it is certain, plans of real motion that match
     the text (another for each candidate), or nothing."""
-    nearest: int = Field(default=24, ge=1)
+    nearest: int = Field(default=24, ge=1, le=1_000_000)
     """Plans of the bank among which candidates draw theirs."""
     likelihood: float = Field(default=0.0, ge=0)
     """Weight of the planner's likelihood beside its match in choosing among candidates."""
     roughness: float = Field(default=0.0, ge=0)
     """Weight of jitter and foot slide, relative to the candidates' mean, against the planner's score."""
-    min_seconds: float = Field(default=1.0, gt=0)
-    max_seconds: float = Field(default=10.0, gt=0)
+    min_seconds: Seconds = 1.0
+    max_seconds: Seconds = 10.0
     """Longest window the generator was trained on; longer motions are continued in windows."""
     clean_feet: bool = False
     """Stop the feet of the kept motion from sliding while they stand (`vadis.motion_editing.clean_feet`)."""
     source: Literal["rotations", "positions"] = "rotations"
     """Which features the motion is made from."""
-    text_encoder: str = "minilm"
+    text_encoder: Name = "minilm"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +136,17 @@ class TextToMotionPipeline:
 
         `allow_download` fetches a text encoder that the bundle names on the Hub.
         """
-        from vadis.component import build_config
         from vadis.generators.text import encoder_source
-        from vadis.hub import load_bundle, pick_device, read_json
+        from vadis.hub import check_parts, load_bundle, pick_device
+        from vadis.records import checked, read_json
 
         folder = Path(folder)
         if dtype is None and pick_device(device).type == "cpu":
             dtype = "float32"  # weights may be stored in half precision, which a CPU computes slowly
         parts = load_bundle(folder, dtype=dtype, device=device, **overrides)
+        check_parts(folder, parts, overrides, ("motionmillion", "t2mgpt"), continuous=False)
         page = folder / "generation_config.json"
-        config = build_config(GenerationConfig, read_json(page)) if page.is_file() else GenerationConfig()
+        config = checked(GenerationConfig, read_json(page), page, ModelError) if page.is_file() else GenerationConfig()
         encoder, stored = parts.get("text_encoder"), None
         if isinstance(encoder, dict | list):
             encoder, stored = None, encoder_source(folder, encoder, config.text_encoder, allow_download)

@@ -13,12 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.component import build_config
 from vadis.errors import ModelError, VadisError
+from vadis.sizes import CONFIG, Depth, FrameRate, Growth, Name, Stride, Width, check_reach
 from vadis.tokenizers.base import Clips, Tokenizer, TokenizerOutput
 from vadis.tokenizers.causal import CausalConv1d, CausalSequential, CausalStack, Memory, StreamDecoder, StreamEncoder
 from vadis.tokenizers.conv import load_published
@@ -30,29 +31,30 @@ BRANCHES, FIRST_LOG_VARIANCE = 0.1, -4.0
 """Of `init_balanced`: factor of the last weights of residual branches and output, and where the log-variances begin."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class CausalTAEConfig:
     """The defaults are the released MotionStreamer models: 4 frames a latent of 16 numbers."""
 
     type: Literal["causal_tae"] = "causal_tae"
-    representation: str = "ms272"
-    fps: float = Field(default=30.0, gt=0)
-    feature_dim: int = Field(default=272, ge=1)
-    width: int = Field(default=1024, ge=1)
+    representation: Name = "ms272"
+    fps: FrameRate = 30.0
+    feature_dim: Width = 272
+    width: Width = 1024
     """Channels of the convolutions."""
-    latent_dim: int = Field(default=16, ge=1)
-    down_t: int = Field(default=2, ge=1)
+    latent_dim: Width = 16
+    down_t: int = Field(default=2, ge=1, le=12)
     """Stages, each shortening time by `stride_t`."""
-    stride_t: int = Field(default=2, ge=2)
-    depth: int = Field(default=3, ge=1)
+    stride_t: Stride = 2
+    depth: Depth = 3
     """Residual blocks a stage."""
-    dilation_growth_rate: int = Field(default=3, ge=1)
+    dilation_growth_rate: Growth = 3
     activation: Activation = "relu"
     norm: Norm | None = None
     """GN looks over the whole clip: with it the model is not causal and can't stream."""
     log_variance_range: tuple[float, float] = (-30.0, 20.0)
 
     def __post_init__(self) -> None:
+        check_reach(self.down_t, self.stride_t, self.depth, self.dilation_growth_rate)
         if self.norm == "GN" and self.width % 32:
             raise ModelError(f"norm GN needs a width that is a multiple of 32, not {self.width}.")
         if self.log_variance_range[0] >= self.log_variance_range[1]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
 from vadis.errors import ModelError
+from vadis.sizes import CONFIG, Depth, Dropout, FrameRate, Growth, Kernel, Name, Stages, Stride, Width, check_reach
 from vadis.tokenizers.base import Tokenizer, TokenizerOutput
 from vadis.tokenizers.layers import (
     Activation,
@@ -27,30 +28,30 @@ from vadis.tokenizers.layers import (
 )
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class ConvConfig:
     """The network of T2M-GPT on HumanML3D-263: 4 frames a step, width 512."""
 
-    representation: str = "hml263"
-    fps: float = Field(default=20.0, gt=0)
-    feature_dim: int = Field(default=263, ge=1)
-    width: int = Field(default=512, ge=1)
+    representation: Name = "hml263"
+    fps: FrameRate = 20.0
+    feature_dim: Width = 263
+    width: Width = 512
     """Channels of the convolutions."""
-    code_dim: int = Field(default=512, ge=1)
+    code_dim: Width = 512
     """Width of the encoder's output and the decoder's input."""
-    down_t: int = Field(default=2, ge=0)
+    down_t: Stages = 2
     """Stages, each shortening time by `stride_t`."""
-    stride_t: int = Field(default=2, ge=2)
-    depth: int = Field(default=3, ge=1)
+    stride_t: Stride = 2
+    depth: Depth = 3
     """Residual blocks a stage."""
-    dilation_growth_rate: int = Field(default=3, ge=1)
+    dilation_growth_rate: Growth = 3
     activation: Activation = "relu"
     norm: Norm | None = None
-    kernel_size: int = Field(default=3, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    kernel_size: Kernel = 3
+    dropout: Dropout = 0.0
     """In the residual blocks, while training."""
     use_patcher: bool = False
-    patch_size: int = Field(default=1, ge=1)
+    patch_size: int = Field(default=1, ge=1, le=256)
     """Frames folded into channels before the first convolution; a power of two. 1: nothing is folded."""
     patch_method: PatchMethod = "haar"
     smoothing: int = Field(default=0, ge=0, le=8)
@@ -61,6 +62,7 @@ class ConvConfig:
             raise ModelError(f"patch_size {self.patch_size} must be a power of two, and 1 without the patcher.")
         if self.kernel_size % 2 == 0 or self.stride_t % 2:
             raise ModelError(f"kernel_size {self.kernel_size} must be odd and stride_t {self.stride_t} even.")
+        check_reach(self.down_t, self.stride_t, self.depth, self.dilation_growth_rate)
         if self.norm == "GN" and self.width % 32:
             raise ModelError(f"norm GN needs a width that is a multiple of 32, not {self.width}.")
 

@@ -10,19 +10,27 @@ Both run on Hugging Face `tokenizers`. Letters: N clips, R integers of the alpha
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from vadis.errors import FileError, MissingExtra, ModelError, VadisError
+from vadis.errors import FileError, MissingExtra, ModelError, VadisError, about
 from vadis.files import atomic_write
+from vadis.io.arrays import Npz
+from vadis.records import checked, read_bytes, read_json
+from vadis.sizes import Positions, Positive
 
 FIRST_CHARACTER = 0x4E00
 MAX_ALPHABET = 20_000
 """Integers that fit between U+4E00 and the surrogates."""
+MAX_SYMBOLS = 50_000_000
+"""Integers that all ids of a vocabulary may stand for together."""
+MAX_MERGES = MAX_TOKENIZER = 64 << 20
+"""Bytes of a stream's file."""
 SURROGATES = (0xD800, 0xE000)
 
 
@@ -66,7 +74,11 @@ class IntegerBPE:
         if len(made) and (self.merges.min() < 0 or (self.merges >= made[:, None]).any()):
             raise ModelError("the merges are damaged: one uses an id that does not exist before it.")
         parts: list[tuple[int, ...]] = [(i,) for i in range(size)]
+        total = size
         for a, b in self.merges.tolist():
+            total += len(parts[a]) + len(parts[b])  # doubling in each merge it would soon fill any memory
+            if total > MAX_SYMBOLS:
+                raise ModelError(f"the merges are damaged: their ids stand for more than {MAX_SYMBOLS:,} integers.")
             parts.append(parts[a] + parts[b])
         if len(set(parts)) != len(parts):
             raise ModelError("the merges are damaged: two ids stand for the same integers.")
@@ -196,13 +208,14 @@ class IntegerBPE:
     @classmethod
     def load(cls, path: Path, low: int, high: int, row_width: int, digest: str) -> "IntegerBPE":
         """The codec of an .npz file; raises FileError when it is damaged or not the one that `digest` names."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                codec = cls(low, high, file["merges"], row_width)
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise FileError(f"can't read {path} ({str(error)[:120]}): save or download the tokenizer again.") from error
+        with about(path):
+            with Npz(path, MAX_MERGES) as file:
+                merges = file["merges"] if "merges" in file else None  # noqa: SIM401 - not a dict
+            if merges is None or merges.ndim != 2 or merges.shape[1] != 2 or merges.dtype.kind not in "iu":
+                raise FileError("expected an array `merges` of whole numbers (n, 2): save or download it again.")
+            if merges.size and (merges.min() < 0 or merges.max() >= 2**31):
+                raise FileError("a merge uses an id that can't exist: save or download it again.")
+            codec = cls(low, high, merges, row_width)
         if codec.digest != digest:
             raise FileError(f"{path} is not the file that this tokenizer was saved with (its hash differs).")
         return codec
@@ -296,23 +309,29 @@ class ByteLevelBPE:
                 temporary.write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> tuple["ByteLevelBPE", dict[str, Any]]:
+    def load(cls, folder: Path) -> tuple["ByteLevelBPE", "StreamPage"]:
         """The codec of one stream's folder, and its scale, K and action_dim. Raises FileError for damaged files."""
         lib = _tokenizers()
+        path = folder / "fast_config.json"
+        page = checked(StreamPage, read_json(path), path)
+        text = read_bytes(folder / "tokenizer.json", MAX_TOKENIZER)
         try:
-            page = json.loads((folder / "fast_config.json").read_text(encoding="utf-8"))
-            page = {name: kind(page[name]) for name, kind in _FIELDS.items()}
-            text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FileError(f"{folder} is no DSFT stream ({type(error).__name__}: {str(error)[:120]}).") from error
-        try:
-            coder = lib.Tokenizer.from_str(text)
+            coder = lib.Tokenizer.from_str(text.decode("utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise FileError(f"{folder / 'tokenizer.json'} is damaged ({str(error)[:120]}).") from error
-        return cls(coder, page.pop("min_token")), page
+        return cls(coder, page.min_token), page
 
 
-_FIELDS = {"scale": float, "min_token": int, "K": int, "action_dim": int}
+@dataclass(frozen=True)
+class StreamPage:
+    """fast_config.json of the original: how the numbers of a stream were made."""
+
+    scale: Positive
+    min_token: Annotated[int, Field(ge=-(2**31), lt=2**31)]
+    K: Positions
+    action_dim: Annotated[int, Field(ge=0, le=65_536)]
+
+
 Codec = IntegerBPE | ByteLevelBPE
 
 

@@ -11,25 +11,31 @@ representation nor frame rate. Loading checks sizes and hashes and runs no code 
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
+from torch import Tensor
 
 from vadis.component import build_config
-from vadis.errors import FileError, ModelError, VadisError
+from vadis.errors import FileError, ModelError, about
 from vadis.files import atomic_folder, atomic_write
+from vadis.io.arrays import Npz
 from vadis.locks import only_run
+from vadis.records import checked, read_json
+from vadis.sizes import Codes, Name
 from vadis.tokenizers.dsft import STREAMS, DSFTTokenizer, fps_of
 from vadis.tokenizers.dsft_codec import ByteLevelBPE, Codec, IntegerBPE
 from vadis.tokenizers.dsft_sequence import Encoded, from_tokenized, tokenized_page
 from vadis.tokenizers.dsft_split import SplitSpec, split_for, split_of_sizes
-from vadis.tokenizers.dsft_transform import DSFTConfig
+from vadis.tokenizers.dsft_transform import DSFTConfig, whole_frames
+from vadis.torch_files import read_torch
 
 VERSION = 1
+MAX_ARRAY = 256 << 20
+"""Bytes of an array."""
 
 
 def _page(tok: DSFTTokenizer) -> dict[str, Any]:
@@ -92,13 +98,16 @@ def load(folder: str | Path) -> DSFTTokenizer:
         if (folder / "base" / "fast_config.json").is_file():
             return from_original(folder)
         raise FileError(f"{folder} holds no DSFT tokenizer (neither dsft.json nor base/fast_config.json).")
-    page = _read_page(folder / "dsft.json")
+    path = folder / "dsft.json"
+    page = _read_page(path)
     known = DSFTConfig.__dataclass_fields__
-    config = build_config(DSFTConfig, {k: v for k, v in page.items() if k in known}, str(folder / "dsft.json"))
-    codecs = [_read_codec(folder, stream, page, config) for stream in STREAMS]
-    mean, std, reach = _read_statistics(folder / "stats.npz") if page["statistics"] else (None, None, None)
-    tok = DSFTTokenizer(config, (codecs[0], codecs[1]), mean, std, reach, page["clips"])
-    if page["statistics"] and _statistics_hash(tok) != page["statistics"]:
+    config = checked(DSFTConfig, {k: v for k, v in page.items() if k in known}, path, ModelError)
+    facts = checked(_Facts, {k: v for k, v in page.items() if k not in known}, path)
+    with about(folder):
+        codecs = [_read_codec(folder, stream, getattr(facts, stream), config) for stream in STREAMS]
+        mean, std, reach = _read_statistics(folder / "stats.npz") if facts.statistics else (None, None, None)
+        tok = DSFTTokenizer(config, (codecs[0], codecs[1]), mean, std, reach, facts.clips)
+    if facts.statistics and _statistics_hash(tok) != facts.statistics:
         raise FileError(
             f"{folder / 'stats.npz'} is not the file that this tokenizer was saved with (its hash differs)."
         )
@@ -106,40 +115,62 @@ def load(folder: str | Path) -> DSFTTokenizer:
 
 
 def _read_page(path: Path) -> dict[str, Any]:
-    from vadis.hub import read_json
-
     page = read_json(path)
     if page.get("format") != VERSION:
-        raise ModelError(f"{path} has format {page.get('format')!r}; this vadis reads {VERSION}: update vadis.")
+        raise ModelError(f"{path} has format {page.get('format')!r:.60}; this vadis reads {VERSION}: update vadis.")
     needed = {"split", "K", "scale", "codec", "clips", "statistics", *STREAMS}
     if missing := sorted(needed - set(page)):
         raise FileError(f"{path} lacks {', '.join(missing)}: save or download the tokenizer again.")
     return page
 
 
-def _read_codec(folder: Path, stream: str, page: Mapping[str, Any], config: DSFTConfig) -> Codec:
-    try:
-        facts = dict(page[stream])
-        sha = str(facts["sha256"])
-        bounds = [int(facts[k]) for k in ("low", "high", "row_width")] if config.codec == "integer" else []
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{folder / 'dsft.json'}: {stream} is damaged ({error}).") from error
+_Edge = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What dsft.json says of the codec of a stream; low, high and row_width with codec "integer" only."""
+
+    vocab_size: Codes
+    sha256: Name
+    low: _Edge = 0
+    high: _Edge = 0
+    row_width: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What dsft.json says beside the configuration."""
+
+    format: int
+    base: _Stream
+    phys: _Stream
+    statistics: Name | None
+    clips: Annotated[int, Field(ge=0, lt=2**53)]
+
+
+def _read_codec(folder: Path, stream: str, facts: _Stream, config: DSFTConfig) -> Codec:
     if config.codec == "integer":
-        return IntegerBPE.load(folder / f"{stream}.merges.npz", bounds[0], bounds[1], bounds[2], sha)
-    codec, facts = ByteLevelBPE.load(folder / stream)
+        path = folder / f"{stream}.merges.npz"
+        codec = IntegerBPE.load(path, facts.low, facts.high, facts.row_width, facts.sha256)
+        if codec.vocab_size != facts.vocab_size:
+            raise FileError(f"{path} makes {codec.vocab_size} ids; dsft.json says {facts.vocab_size}.")
+        return codec
+    codec, said = ByteLevelBPE.load(folder / stream)
     which = STREAMS.index(stream)
-    said = {"scale": config.scale[which], "K": config.K[which], "action_dim": len(config.split.columns[which])}
-    if facts != said or codec.digest != sha:
+    mine = (config.scale[which], config.K[which], len(config.split.columns[which]))
+    if (said.scale, said.K, said.action_dim) != mine or codec.digest != facts.sha256:
         raise FileError(f"{folder / stream} is not what this tokenizer was saved with: save or download it again.")
     return codec
 
 
 def _read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["mean"], file["std"], file["reach"]
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise FileError(f"can't read {path} ({str(error)[:120]}): save or download the tokenizer again.") from error
+    with Npz(path, MAX_ARRAY) as file:
+        found = [file.numbers(name) for name in ("mean", "std", "reach")]
+    if any(array is None for array in found):
+        raise FileError(f"{path} must hold mean, std and reach: save or download the tokenizer again.")
+    mean, std, reach = (array.astype(np.float32) for array in found if array is not None)
+    return mean, std, reach
 
 
 def from_original(
@@ -157,8 +188,8 @@ def from_original(
     first; the released code does not. Raises FileError for damaged folders, ShapeError for widths that fit no split.
     """
     folder = Path(folder)
-    (base, about), (phys, about_phys) = (ByteLevelBPE.load(folder / stream) for stream in STREAMS)
-    widths = about["action_dim"], about_phys["action_dim"]
+    (base, facts), (phys, facts_phys) = (ByteLevelBPE.load(folder / stream) for stream in STREAMS)
+    widths = facts.action_dim, facts_phys.action_dim
     if split is None and representation is None:
         chosen = split_of_sizes(*widths)
         representation = chosen.name
@@ -170,11 +201,12 @@ def from_original(
     if (mean is None) != (std is None):
         raise ModelError("give both mean and std, or neither.")
     fields: dict[str, Any] = {
-        "representation": representation, "split": chosen, "K": (about["K"], about_phys["K"]),
-        "scale": (about["scale"], about_phys["scale"]), "codec": "bytelevel",
+        "representation": representation, "split": chosen, "K": (facts.K, facts_phys.K),
+        "scale": (facts.scale, facts_phys.scale), "codec": "bytelevel",
         "normalize": "none" if mean is None else "zscore", "fps": fps or fps_of(representation),
     }  # fmt: skip
-    return DSFTTokenizer(build_config(DSFTConfig, fields), (base, phys), mean, std)
+    with about(folder):
+        return DSFTTokenizer(build_config(DSFTConfig, fields), (base, phys), mean, std)
 
 
 # ---- tokenised clips
@@ -192,17 +224,36 @@ def load_tokens(path: str | Path, tok: DSFTTokenizer | None = None) -> Encoded:
     Raises FileError for damaged files, VadisError when the file names another tokenizer than `tok`.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".pt":
-            import torch
+    with about(f"can't read {path} as a tokenised clip"):
+        return from_tokenized(_read_clip(path), tok.hash if tok else None)
 
-            page = torch.load(path, map_location="cpu", weights_only=True)
-            page = {key: np.asarray(value) for key, value in page.items()}
-        else:
-            with np.load(path, allow_pickle=False) as file:
-                page = {key: file[key] for key in file.files}
-        return from_tokenized(page, tok.hash if tok else None)
-    except VadisError:
-        raise
-    except Exception as error:  # torch and numpy raise many kinds for damaged files
-        raise FileError(f"can't read {path} as a tokenised clip ({str(error)[:120]}).") from error
+
+def _read_clip(path: Path) -> dict[str, Any]:
+    """What a file holds of a tokenised clip, each value of its type."""
+    if path.suffix == ".pt":
+        stored = read_torch(path)
+    else:
+        with Npz(path, MAX_ARRAY) as file:
+            stored = {key: file[key] for key in file.keys()}  # noqa: SIM118 - not a dict
+    if not isinstance(stored, dict):
+        raise FileError(f"expected a dictionary, not a {type(stored).__name__}.")
+    page: dict[str, Any] = {"tokenizer": _text(stored.get("tokenizer"))}
+    for key in ("T", "seq", "base_len", "phys_len"):
+        page[key] = _whole_numbers(stored.get(key), row=key == "seq", where=key)
+    whole_frames(page["T"])
+    return page
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value.item() if isinstance(value, np.ndarray) and value.size == 1 else value)
+
+
+def _whole_numbers(value: Any, *, row: bool, where: str) -> Any:
+    """A row of whole numbers as int64, or one alone as int; raises FileError for anything else."""
+    plain = isinstance(value, int | list | np.ndarray | Tensor)
+    if isinstance(value, list) and not all(type(n) is int and abs(n) < 2**62 for n in value):
+        plain = False
+    array = np.asarray(value) if plain and not isinstance(value, bool) else None
+    if array is None or not (array.dtype.kind in "iu" or (row and array.size == 0)) or array.ndim != (1 if row else 0):
+        raise FileError(f"{where} must be {'a row of whole numbers' if row else 'one whole number'}.")
+    return array.astype(np.int64) if row else int(array)

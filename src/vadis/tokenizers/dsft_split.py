@@ -8,12 +8,15 @@ it is for comparing numbers only.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 
 from vadis.errors import ShapeError, VadisError
 from vadis.tokenizers.frequency import energy_map, low_frequency_ratio
 
+MAX_COLUMNS = 65_536
 Slices = tuple[tuple[int, int], ...]
 
 
@@ -29,12 +32,16 @@ class SplitSpec:
     Raises VadisError for slices that overlap or leave a column out.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     name: str
     base_slices: Slices
     phys_slices: Slices = ()
 
     def __post_init__(self) -> None:
-        bad = [pair for pair in (*self.base_slices, *self.phys_slices) if not 0 <= pair[0] < pair[1]]
+        pairs = (*self.base_slices, *self.phys_slices)
+        bad = [pair for pair in pairs if not 0 <= pair[0] < pair[1]]
+        if sum(stop - start for start, stop in pairs) > MAX_COLUMNS:
+            raise VadisError(f"split {self.name!r} has more than {MAX_COLUMNS} columns.")
         if bad or not self.base_slices:
             raise VadisError(f"split {self.name!r}: {f'{bad[0]} is no (start, stop)' if bad else 'base is empty'}.")
         order = np.concatenate([self.base, self.phys])

@@ -5,11 +5,11 @@ Shapes: B clips, T frames, D features, K coefficients, d columns of a stream.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from vadis.errors import ShapeError, VadisError
 from vadis.motion import Motion
 from vadis.representations import names, representation
 from vadis.representations.base import _width_hint
+from vadis.sizes import CONFIG, FrameRate, Name
 from vadis.tokenizers.dsft_split import SplitSpec, split_for
 from vadis.tokenizers.frequency import cosine_basis
 
@@ -27,18 +28,19 @@ RANGE_MARGIN = 1.25
 INTEGRATED = {"root_velocity", "heading_velocity", "root_yaw_velocity", "root_linear_velocity"}
 """Slices whose values are summed up along a clip when it is decoded."""
 MAX_FRAMES = 1_000_000
+Count = Annotated[int, Field(le=MAX_FRAMES)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class DSFTConfig:
     """MotionVLA's numbers with our codec and normalisation."""
 
     type: Literal["dsft"] = "dsft"
-    representation: str = "vimogen276"
-    fps: float = 20.0
+    representation: Name = "vimogen276"
+    fps: FrameRate = 20.0
     split: SplitSpec = split_for("vimogen276")
     """Columns of the two streams."""
-    K: tuple[int, int] = (5, 25)
+    K: tuple[Count, Count] = (5, 25)
     """Coefficients kept of Base and Phys."""
     scale: tuple[float, float] = (10.0, 10.0)
     """Integers per unit of a coefficient."""
@@ -48,16 +50,12 @@ class DSFTConfig:
     """How much finer the steps of the root's rates are, which add up along a clip to where the body is."""
     row_bounded: bool = False
     """No token crosses from one frequency to the next: easier to interpret, a few percent longer."""
-    window: int | None = None
+    window: int | None = Field(default=None, le=10_000_000)
     """Frames of a piece in which longer clips are coded by `reconstruct` and `bits`; None: clips are coded whole."""
 
     def __post_init__(self) -> None:
-        if (
-            min(self.K) < 1
-            or not all(math.isfinite(s) and s > 0 for s in self.scale)
-            or not min(self.fps, self.root_precision) > 0
-        ):
-            raise ValueError("K must be at least 1; scale, fps and root_precision must be positive")
+        if min(self.K) < 1 or not min(*self.scale, self.root_precision) > 0:
+            raise ValueError("K must be at least 1; scale and root_precision must be positive")
         if self.window is not None and self.window < 2:
             raise ValueError("window must be at least 2 frames")
 

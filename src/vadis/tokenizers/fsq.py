@@ -8,17 +8,18 @@ Shapes: B clips, T frames, D features, S token steps, G groups, C = len(levels) 
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.component import build_config
 from vadis.errors import ModelError
+from vadis.sizes import CONFIG, FrameRate, Groups, Name, Stages, Width
 from vadis.tokenizers.base import Quantized
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
 from vadis.tokenizers.layers import Norm
@@ -124,26 +125,26 @@ def _linear32(layer: nn.Module, x: Tensor) -> Tensor:
     return x.float()
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class FSQTokenizerConfig(ConvConfig):
     """The defaults are the released MotionMillion tokenizer: 2 frames a token, 64,000 codes."""
 
     type: Literal["fsq"] = "fsq"
-    representation: str = "ms272"
-    fps: float = Field(default=30.0, gt=0)
-    feature_dim: int = Field(default=272, ge=1)
-    down_t: int = Field(default=1, ge=0)
+    representation: Name = "ms272"
+    fps: FrameRate = 30.0
+    feature_dim: Width = 272
+    down_t: Stages = 1
     norm: Norm | None = "LN"
     use_patcher: bool = True
     """With the published patch_size 1 nothing is folded."""
-    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    levels: Annotated[tuple[int, ...], Field(max_length=4096)] = (8, 8, 8, 5, 5, 5)
     """Values per channel, all groups one after the other."""
-    groups: int = Field(default=1, ge=1)
+    groups: Groups = 1
     """Tokens per step; the vocabulary is the product of one group's levels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.levels or min(self.levels) < 2 or math.prod(self.levels) >= 2**62:
+        if not self.levels or min(self.levels) < 2 or max(self.levels) > 1_000_000 or math.prod(self.levels) >= 2**62:
             raise ModelError(f"levels {list(self.levels)} make no codebook: each must be at least 2.")
 
 

@@ -12,11 +12,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vadis.sizes import CONFIG, Groups, NotNegative, Positive
 from vadis.tokenizers.base import Quantized, TokenizerOutput
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer
 from vadis.tokenizers.perceptual import Perceptual
@@ -144,19 +145,19 @@ def _clamped_entropy(p: Tensor) -> Tensor:
     return -p * p.clamp(min=SMALLEST).log()
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class LFQTokenizerConfig(ConvConfig):
     """1D-LFQ: the published convolutional auto-encoder with 2^14 codes, one token for 4 frames."""
 
     type: Literal["lfq1d"] = "lfq1d"
     bits: int = Field(default=14, ge=1, le=20)
     """The vocabulary is 2^bits. The paper prints 2^16 = 16384; its tables have 16384 = 2^14."""
-    groups: int = Field(default=1, ge=1)
+    groups: Groups = 1
     """Tokens per step, published 1; six make as many bits as the 2-D tokenizer has."""
     bit_order: BitOrder = "msb"
     """Of the first channel in a token; "lsb" is the paper's formula."""
-    inv_temperature: float = Field(default=100.0, gt=0)
-    diversity_gamma: float = Field(default=1.0, ge=0)
+    inv_temperature: Positive = 100.0
+    diversity_gamma: NotNegative = 1.0
 
 
 class LFQTokenizer(Perceptual, ConvTokenizer):

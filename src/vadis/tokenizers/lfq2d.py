@@ -13,43 +13,45 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.errors import ModelError, ShapeError
+from vadis.sizes import CONFIG, Depth, FrameRate, Growth, Name, NotNegative, Positive, Width, check_reach
 from vadis.tokenizers.base import Quantized, Tokenizer, TokenizerOutput
 from vadis.tokenizers.lfq import LFQ, BitOrder
 from vadis.tokenizers.parts import part_columns
 from vadis.tokenizers.perceptual import Perceptual
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class LFQ2DTokenizerConfig:
     """The sizes of the paper on HumanML3D-263: 4 frames a step, six parts, 2^14 codes, 108 M parameters."""
 
     type: Literal["lfq2d"] = "lfq2d"
-    representation: str = "hml263"
-    fps: float = Field(default=20.0, gt=0)
-    feature_dim: int = Field(default=263, ge=1)
+    representation: Name = "hml263"
+    fps: FrameRate = 20.0
+    feature_dim: Width = 263
     parts: Literal["body", "kind"] = "body"
     """Named split of the features; see `vadis.tokenizers.parts`."""
-    width: int = Field(default=752, ge=1)
+    width: Width = 752
     """Channels; 192 makes a small model of 7 M parameters."""
-    down_t: int = Field(default=2, ge=1)
+    down_t: int = Field(default=2, ge=1, le=12)
     """Stages, each halving time."""
-    depth: int = Field(default=3, ge=1)
+    depth: Depth = 3
     """Residual blocks a stage."""
-    dilation_growth_rate: int = Field(default=3, ge=1)
+    dilation_growth_rate: Growth = 3
     """Of the dilation in time; the widest block comes first."""
     bits: int = Field(default=14, ge=1, le=20)
     """The vocabulary is 2^bits. The paper prints 2^16 = 16384; its tables have 16384 = 2^14."""
     bit_order: BitOrder = "msb"
     """Of the first channel in a token; "lsb" is the paper's formula."""
-    inv_temperature: float = Field(default=100.0, gt=0)
-    diversity_gamma: float = Field(default=1.0, ge=0)
+    inv_temperature: Positive = 100.0
+    diversity_gamma: NotNegative = 1.0
 
     def __post_init__(self) -> None:
+        check_reach(self.down_t, 2, self.depth, self.dilation_growth_rate)
         columns = sum(map(len, part_columns(self.representation, self.parts).values()))
         if columns != self.feature_dim:
             raise ModelError(f"{self.representation} has {columns} features, feature_dim is {self.feature_dim}.")

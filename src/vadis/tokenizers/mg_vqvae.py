@@ -18,12 +18,13 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.component import build_config
 from vadis.errors import ModelError, ShapeError
+from vadis.sizes import CONFIG, Codebook, FrameRate, Groups, Name, Width
 from vadis.tokenizers.base import Clips
 from vadis.tokenizers.codebook import CodebookUpdate, EMACodebook
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
@@ -47,7 +48,7 @@ _LAYER = re.compile(r"(?:.*\.)?(encoder|decoder)\.(?:[A-Za-z_]+\.)?(\d.*)")
 _LEFTOVER = re.compile(r"code_?(sum|count)|cluster_size|embed(ding)?_(avg|sum)|ema_|initt?ed|initiali[sz]ed|usage")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class MGVQTokenizerConfig(ConvConfig):
     """The defaults are the model of the card: 73 M parameters, 4 frames a step, 64 tokens of 512 codes a step.
 
@@ -55,13 +56,13 @@ class MGVQTokenizerConfig(ConvConfig):
     """
 
     type: Literal["mg_vq"] = "mg_vq"
-    representation: str = "ms272_absroot"
-    fps: float = Field(default=30.0, gt=0)
-    feature_dim: int = Field(default=272, ge=1)
-    width: int = Field(default=1024, ge=1)
-    groups: int = Field(default=64, ge=1)
+    representation: Name = "ms272_absroot"
+    fps: FrameRate = 30.0
+    feature_dim: Width = 272
+    width: Width = 1024
+    groups: Groups = 64
     """Each has code_dim / groups channels."""
-    codebook_size: int = Field(default=512, ge=2)
+    codebook_size: Codebook = 512
     """Codes a group."""
     decay: float = Field(default=0.99, ge=0, lt=1)
     """Of the running means."""
@@ -226,7 +227,7 @@ def _codebooks(others: dict[str, Tensor], channels: int) -> Tensor:
 
 def options_beside(weights: Path) -> dict[str, Any]:
     """The config.json beside the weights; fields that mean nothing here are named in a warning."""
-    from vadis.hub import read_json
+    from vadis.records import read_json
 
     if not (weights.parent / "config.json").is_file():
         return {}

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.component import build_config
 from vadis.errors import FileError, ModelError, ShapeError, VadisError
+from vadis.sizes import CONFIG, Codebook, Dropout, Groups, NotNegative
 from vadis.tokenizers.base import Quantized
 from vadis.tokenizers.codebook import EMACodebook, several_processes
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
@@ -95,20 +96,20 @@ class ResidualVQ(nn.Module):
         return 1 + int(place * len(self.layers)) if drop < self.dropout else len(self.layers)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class RVQTokenizerConfig(ConvConfig):
     """The defaults are the released MoMask tokenizer: 4 frames a step, 6 levels of 512 codes."""
 
     type: Literal["rvq"] = "rvq"
-    dropout: float = Field(default=0.2, ge=0, lt=1)
+    dropout: Dropout = 0.2
     """In the residual blocks, while training."""
-    num_quantizers: int = Field(default=6, ge=1)
-    codebook_size: int = Field(default=512, ge=2)
+    num_quantizers: Groups = 6
+    codebook_size: Codebook = 512
     shared_codebook: bool = False
     """One codebook for all levels."""
     quantize_dropout: float = Field(default=0.2, ge=0, le=1)
     """Probability of a training batch that keeps only its first levels."""
-    sample_temperature: float = Field(default=0.5, ge=0)
+    sample_temperature: NotNegative = 0.5
     """Codes are drawn while training, in proportion to exp(-squared distance / temperature); 0: always the nearest."""
     decay: float = Field(default=0.99, ge=0, lt=1)
     """Of the running means."""

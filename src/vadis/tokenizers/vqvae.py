@@ -9,12 +9,13 @@ import warnings
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.component import build_config
 from vadis.errors import ModelError
+from vadis.sizes import CONFIG, Codebook
 from vadis.tokenizers.base import KNOWN_DIMS
 from vadis.tokenizers.codebook import CodebookUpdate, EMACodebook
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
@@ -30,12 +31,12 @@ PUBLISHED_NAMES = {
 """Option of the published programs → field of our configs."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=CONFIG)
 class VQTokenizerConfig(ConvConfig):
     """The defaults are the released T2M-GPT tokenizer: 4 frames a token, 512 codes."""
 
     type: Literal["vq"] = "vq"
-    codebook_size: int = Field(default=512, ge=2)
+    codebook_size: Codebook = 512
     decay: float = Field(default=0.99, ge=0, lt=1)
     """Of the running means."""
     update: CodebookUpdate = "ema_reset"

@@ -32,6 +32,7 @@ from vadis.errors import MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder, atomic_write, recover, writing
 from vadis.locks import only_run
 from vadis.training import sharding
+from vadis.training.checkpoint_files import load_average, load_model, load_optimizer, read_state
 from vadis.training.config import Recipe, as_dict
 from vadis.training.ema import EMA
 from vadis.training.report import Report, duration
@@ -303,33 +304,30 @@ class Trainer:
         checkpoint = self.folder / "checkpoint"
         if not (checkpoint / "state.json").exists():
             return
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = read_state(checkpoint)
         if self.recipe.resume == "no":
             raise VadisError(
-                f"{self.folder} already holds a training at step {state['step']}. Continue it with resume=auto, or "
+                f"{self.folder} already holds a training at step {state.step}. Continue it with resume=auto, or "
                 "choose another folder with run=…"
             )
-        now, before = as_dict(self.recipe), state["recipe"]
-        if (now["task"], now["model"]) != (before["task"], before["model"]):
-            changed = [k for k in now["model"] if now["model"][k] != before["model"].get(k)]
+        now = as_dict(self.recipe)
+        if (now["task"], now["model"]) != (state.task, state.model):
+            changed = [k for k in now["model"] if now["model"][k] != state.model.get(k)]
             raise ModelError(
                 f"{self.folder} was trained with another model (differs in {', '.join(changed) or 'task'}). "
                 "Choose another folder with run=…"
             )
-        from safetensors.torch import load_file
-
         with sharding.whole_model(self.task.model, write_back=True):
-            self.task.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+            load_model(self.task.model, checkpoint / "model.safetensors")
         if self.ema:
             if not (checkpoint / "ema.safetensors").exists():
                 raise ModelError(
                     f"{checkpoint} holds no average of the weights: it was trained with ema: null. Keep it so."
                 )
-            self.ema.load_state_dict(load_file(checkpoint / "ema.safetensors"))
-        optimizer = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-        sharding.load_optimizer(self.optimizer, optimizer)
-        self.step, self.seconds_before = state["step"], state["seconds"]
-        self.best = math.inf if state["best"] is None else state["best"]
+            load_average(self.ema, checkpoint / "ema.safetensors")
+        load_optimizer(self.optimizer, checkpoint / "optimizer.pt")
+        self.step, self.seconds_before = state.step, state.seconds
+        self.best = math.inf if state.best is None else state.best
 
     def _write_run_page(self, ending: str) -> None:
         if not self.main:
