@@ -4,7 +4,6 @@ safetensors through `safetensors_files`; torch's own files, also with the leftov
 `torch_files`.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +103,10 @@ def check_fit(module: nn.Module, stated: Mapping[str, Entry], *, strict: bool = 
         )
 
 
+MAX_WEIGHT = 1e18
+"""Products of larger weights are infinite; trained ones are below a million."""
+
+
 def _kind(dtype: torch.dtype) -> tuple[bool, bool, bool]:
     return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
 
@@ -113,12 +116,18 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Raise ModelError that names the first tensor with NaN or infinite weights."""
+    """Raise ModelError that names the first tensor with NaN, infinite or absurdly large weights."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             least, most = tensor.aminmax()  # one pass; NaN comes through
-            if not math.isfinite(least) or not math.isfinite(most):
-                raise ModelError(f"the weights {name} hold NaN or infinite numbers: download or save the model again.")
+            if not -MAX_WEIGHT <= float(least) <= float(most) <= MAX_WEIGHT:
+                raise ModelError(
+                    f"the weights {name} hold NaN, infinite or absurdly large numbers: download or save the model again."
+                )
+
+
+def _unset(tensor: Tensor) -> bool:
+    return not tensor.is_meta and bool(tensor.isnan().all())
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False, strict: bool = True) -> None:
@@ -130,6 +139,6 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, assign: boo
     check_fit(module, {name: Entry(t.dtype, tuple(t.shape)) for name, t in state.items()}, strict=strict)
     own = module.state_dict(keep_vars=True)
     taken = {name: tensor for name, tensor in state.items() if name in own}
-    unset = [n for n in getattr(module, "may_be_unset", ()) if n in taken and bool(taken[n].isnan().all())]
+    unset = [n for n in getattr(module, "may_be_unset", ()) if n in taken and _unset(taken[n])]
     check_finite({name: tensor for name, tensor in taken.items() if name not in unset})
     module.load_state_dict(taken, strict=False, assign=assign)

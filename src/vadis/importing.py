@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from vadis.checkpoint import find_state_dict, read_file, read_state_dict, weights_file
-from vadis.errors import ModelError
+from vadis.errors import FileError, ModelError, about
 from vadis.hub import find_folder, read_array, resolve
 
 IMPORTERS = {
@@ -68,7 +68,9 @@ def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **op
     if kind in FOLDER_IMPORTERS:
         if isinstance(source, Mapping):
             raise ModelError(f"{kind} is a folder of several files: give its path.")
-        return resolve(kinds[kind])(find_folder(source), **options)
+        folder = find_folder(source)
+        with about(folder):
+            return resolve(kinds[kind])(folder, **options)
     importer = resolve(kinds[kind])
     if isinstance(source, Mapping):
         return importer(source if kind in WHOLE_FILES else find_state_dict(source), **options)
@@ -85,7 +87,8 @@ def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **op
                 stacklevel=2,
             )
         options |= found
-    return importer(payload, **options)
+    with about(path):
+        return importer(payload, **options)
 
 
 def _statistics(weights: Path) -> dict[str, np.ndarray]:
@@ -93,5 +96,12 @@ def _statistics(weights: Path) -> dict[str, np.ndarray]:
     for folder in (weights.parent, weights.parent / "meta", weights.parent.parent / "meta"):
         for names in (("mean.npy", "std.npy"), ("Mean.npy", "Std.npy")):
             if all((folder / name).is_file() for name in names):
-                return {name[:-4].lower(): read_array(folder / name) for name in names}
+                return {name[:-4].lower(): _row(folder / name) for name in names}
     return {}
+
+
+def _row(path: Path) -> np.ndarray:
+    array = read_array(path)
+    if array.ndim != 1:
+        raise FileError(f"{path} must hold a row of numbers (D,); this array has the shape {array.shape}.")
+    return array

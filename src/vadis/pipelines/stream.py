@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from vadis import rotation
-from vadis.errors import ModelError, VadisError
+from vadis.errors import ModelError, VadisError, about
 from vadis.generators.diffusion import Sampler
 from vadis.generators.planner import KinematicPlanner, PlanKind, PlannedSentences
 from vadis.generators.text import SentenceCache, check_prompts, encoder_entry, encoder_source
@@ -278,7 +278,8 @@ class MotionStreamPipeline:
         encoder, stored = parts.get("text_encoder"), None
         if isinstance(encoder, dict | list):
             encoder, stored = None, encoder_source(folder, encoder, config.text_encoder, allow_download)
-        pipe = cls(parts["tokenizer"], parts["generator"], encoder, config, parts.get("planner"))
+        with about(folder):
+            pipe = cls(parts["tokenizer"], parts["generator"], encoder, config, parts.get("planner"))
         pipe._text_source = stored
         return pipe
 

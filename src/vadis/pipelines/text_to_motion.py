@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from vadis.cancel import stop_if_cancelled
-from vadis.errors import ModelError, VadisError
+from vadis.errors import ModelError, VadisError, about
 from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
 from vadis.places import HubName
@@ -150,7 +150,8 @@ class TextToMotionPipeline:
         encoder, stored = parts.get("text_encoder"), None
         if isinstance(encoder, dict | list):
             encoder, stored = None, encoder_source(folder, encoder, config.text_encoder, allow_download)
-        pipe = cls(parts["tokenizer"], parts["generator"], parts.get("planner"), encoder, config)
+        with about(folder):
+            pipe = cls(parts["tokenizer"], parts["generator"], parts.get("planner"), encoder, config)
         pipe._text_source = stored
         return pipe
 
