@@ -57,7 +57,7 @@ def _read_captions(folder: Path) -> Any:
     found = read_captions([folder / "captions.jsonl"])
     for caption in (c for captions in found.values() for c in captions):
         expect(
-            0 <= caption.start < 1e6 and (caption.end == 0 or caption.start <= caption.end < 1e6),
+            0 <= caption.start < 1e8 and (caption.end == 0 or caption.start <= caption.end < 1e8),
             f"a caption from {caption.start} to {caption.end} s",
         )
     return found

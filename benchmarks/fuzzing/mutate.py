@@ -9,6 +9,7 @@ import random
 import re
 from typing import Any
 
+_DOUBLED, _NESTED, _RAW = "\0doubled:", "\0nested:", "\0raw:"  # see `finish`
 LONG = "x" * 1_000_000
 NUMBERS: tuple[Any, ...] = (
     0, 1, -1, 2, 3, 7, 1000, 10**6, 10**9, 2**31, 2**63, 10**30, 0.0, -0.0, 0.5, -1.5, 1e-300, 1e9, 1e39, 1e300,
@@ -16,7 +17,20 @@ NUMBERS: tuple[Any, ...] = (
 )  # fmt: skip
 TEXTS = ("", " ", "x", "0", "1", "true", "null", "ä", "\u2028", "a\u2028b", "a\nb", "\x1b[31mred", "\x00", "\ud800", "../x",
          "x/y", "C:\\x", "-", "*", "{", "%s", LONG)  # fmt: skip
-OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [0], [[]], [None], {"x": 1}, ["x", 1])
+OTHERS: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    [],
+    {},
+    [0],
+    [[]],
+    [None],
+    {"x": 1},
+    ["x", 1],
+    f"{_RAW}1e999",
+    f"{_RAW}-0",
+)
 WORDS = (
     "-1",
     "0",
@@ -37,7 +51,6 @@ WORDS = (
     "{",
     "}",
 )
-_DOUBLED, _NESTED = "\0doubled:", "\0nested:"  # see `finish`
 
 
 # ---- bytes
@@ -195,5 +208,6 @@ def _short(value: Any) -> str:
 
 def finish(text: str) -> str:
     """The written tree with its marks resolved: keys given twice, and lists nested deeper than writers go."""
+    text = re.sub(r'"\\(?:u0000|0)raw:([^"]*)"', r"\1", text)
     text = re.sub(r'"\\(?:u0000|0)nested:(\d+)"', lambda found: "[" * int(found[1]) + "1" + "]" * int(found[1]), text)
     return re.sub(r'"\\(?:u0000|0)doubled:', '"', text)
