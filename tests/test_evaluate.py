@@ -595,7 +595,7 @@ def test_wrong_data(tmp_path, corpus, judge, walks):
     with pytest.raises(VadisError, match=r"1 captions .* have no motion: ghost"):
         run("baseline:real", folder, judge)
     (folder / "captions.jsonl").write_text('{"id": "a", "text": "walk 0.1"}\n{"text": "boo"}\n')
-    with pytest.raises(FileError, match=r"captions.jsonl line 2"):
+    with pytest.raises(FileError, match=r"captions.jsonl, line 2"):
         run("baseline:real", folder, judge)
     (folder / "captions.jsonl").unlink()
     np.save(folder / "b.npy", np.zeros((80, 263), np.float32))
@@ -633,3 +633,70 @@ def test_the_command(tmp_path, corpus, capsys):
     assert "name a model" in capsys.readouterr().err
     assert main(["evaluate", "vadis-mini", "--baseline", "noise", "--data", str(corpus.path)]) == 2
     assert main(["leaderboard", str(tmp_path / "nothing")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("captions.jsonl", b'{"id": "a", "text": "x", "end": NaN}', "line 1: end: input should be a finite number"),
+        ("captions.jsonl", b'{"id": "a", "text": "x", "start": 3, "end": 2}', "line 1: from 3 to 2 s"),
+        ("captions.jsonl", b'{"id": "a", "text": "\xff"}', r"captions\.jsonl, line 1"),
+        ("a.txt", b"a walk#a/DET#0.0#0.0\nhe walks#x#soon#2.0", r"a\.txt, line 2: 'soon' is no time"),
+        ("a.txt", b"he walks#x#1.0#" + b"9" * 400, r"a\.txt, line 1: from 1 to inf s"),
+        ("a.txt", b"\x80", r"a\.txt, line 1 is not UTF-8"),
+        (
+            "a.npy",
+            b"\x93NUMPY\x01\x00\x50\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 272)}",
+            "a.npy",
+        ),
+    ],
+)
+def test_damaged_folders_are_named(tmp_path, walks, name, content, said):
+    np.save(tmp_path / "a.npy", walks[0].numpy())
+    (tmp_path / "a.txt").write_text("a walk#a/DET#nan#nan\n")
+    assert from_folder(tmp_path, load_protocol("ms272")).items[0].id == "a"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileError, match=said):
+        from_folder(tmp_path, load_protocol("ms272"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"items": 2.5}, "items: input should be a valid integer"),
+        ({"notes": [1]}, r"notes\.0: input should be a valid string"),
+        ({"identity": 1e300}, "identity: input should be an object"),
+        ({"protocol": {"name": "x"}}, r"protocol\.title must be a text"),
+        ({"result": {"fid": {"mean": ["x", 1]}}}, r"result\.fid\.mean: input should be a valid number"),
+        ({"result": {"beauty": {"mean": 1.0}}}, "there is no metric 'beauty'"),
+        ({"settings": []}, "settings: input should be an object"),
+        ({"extra": 1}, "extra: unexpected keyword argument"),
+        ({"format": "other"}, "of version 1"),
+    ],
+)
+def test_damaged_reports_are_named(tmp_path, change, said):
+    whole = Report("m", {"name": "p", "title": "t"}, "e", "d", 3, {"fid": Value(0.5)}, {}, notes=("n",))
+    whole.save(tmp_path)
+    assert Report.load(tmp_path).result == whole.result
+    (tmp_path / "report.json").write_text(json.dumps(whole.as_json() | change))
+    with pytest.raises(FileError, match=rf"report\.json is no vadis report.*{said}"):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pool: 1e300", "protocol mine: pool"),
+        ("repeats: true", "protocol mine: repeats: expected another value than true"),
+        ("seam_seconds: .nan", "protocol mine: seam_seconds: .*finite"),
+        ("max_frames: 10000000", "protocol mine: max_frames"),
+        ("1: 2", "1 is no field of a protocol"),
+        ("pool: 3\npool: 4", "'pool' is given twice"),
+        ("pool: " + "[" * 3000, "nested too deeply|not valid YAML"),
+        ("- task", "expected keys and values"),
+    ],
+)
+def test_damaged_protocols_are_named(tmp_path, text, said):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(VadisError, match=rf"mine\.yaml.*{said}"):
+        load_protocol(tmp_path / "mine.yaml")

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadis.errors import VadisError
-from vadis.evaluation.reference import Draw
+from vadis.errors import FileError, VadisError
+from vadis.evaluation.reference import Draw, read_array
 from vadis.evaluation.sources import Source, quoted
 from vadis.files import atomic_write
+from vadis.io.arrays import Npz
+from vadis.records import read_json
 
 Progress = Callable[[str, int, int], None]
 """Stage, done, of how many."""
@@ -41,10 +43,10 @@ class Work:
         plain = json.loads(json.dumps(settings, default=str))
         if page.is_file():
             try:
-                old = json.loads(page.read_text(encoding="utf-8"))
-            except ValueError:
+                old = read_json(page)
+            except FileError:  # damaged: as if it was another's
                 old = {}
-            differing = [k for k in plain if not isinstance(old, dict) or old.get(k) != plain[k]]
+            differing = [k for k in plain if old.get(k) != plain[k]]
             if differing and not overwrite:
                 raise VadisError(
                     f"{folder} holds work of another evaluation ({', '.join(differing)} differ). Choose another folder, or "
@@ -81,7 +83,7 @@ class Work:
                     np.save(temporary, x.numpy().astype(np.float32))
             if progress:
                 progress("predictions", min(a + batch, len(draws)), len(draws))
-        return Predictions(lambda i: torch.from_numpy(np.load(paths[i])), len(draws))
+        return Predictions(lambda i: torch.from_numpy(np.array(_kept(read_array(paths[i]), 2, paths[i]))), len(draws))
 
     @staticmethod
     def _write_prompts(folder: Path, draws: Sequence[Draw]) -> None:
@@ -98,12 +100,21 @@ class Work:
             return make()
         path = self.folder / "embeddings" / f"seed-{seed:03d}.npz"
         if path.is_file():
-            with np.load(path) as kept:
-                return {name: kept[name] for name in kept.files}
+            with Npz(path) as kept:
+                return {name: np.array(_kept(kept[name], None, f"{path}, {name}")) for name in kept.keys()}  # noqa: SIM118
         found = make()
         with atomic_write(path) as temporary:
             np.savez(temporary, **found)  # type: ignore[arg-type]
         return found
+
+
+def _kept(array: np.ndarray, ndim: int | None, where: object) -> np.ndarray:
+    """An array that an earlier run kept; raises FileError when it was damaged since."""
+    if (ndim is not None and array.ndim != ndim) or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        raise FileError(
+            f"{where} is damaged: it holds {array.dtype} {array.shape} or values that aren't finite. Pass overwrite (--overwrite) to make it anew."
+        )
+    return array
 
 
 class Predictions(Sequence[Tensor]):

@@ -5,14 +5,14 @@ Two numbers compare only when protocol, evaluator and data are the same; a repor
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from vadis.component import build_config
-from vadis.errors import FileError, VadisError
+from vadis.errors import FileError, ModelError, VadisError
+from vadis.records import read_yaml
 
 FOLDER = Path(__file__).parent / "protocols"
 Task = Literal["text", "reconstruction", "prompts", "stream"]
@@ -21,7 +21,11 @@ Group = Literal[
 ]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+Frames = Annotated[int, Field(ge=4, le=1_000_000)]
+Several = Annotated[int, Field(ge=2, le=100_000)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Protocol:
     """One way to evaluate. The defaults are those of MotionStreamer's evaluation on 272 features."""
 
@@ -36,10 +40,10 @@ class Protocol:
     """Captioned parts count as items of their own, or whole clips only."""
     long: Literal["drop", "cut"] = "drop"
     """Items above `max_frames` are dropped, or cut into equal parts."""
-    min_frames: int = Field(default=60, ge=4)
-    max_frames: int = Field(default=299, ge=4)
+    min_frames: Frames = 60
+    max_frames: Frames = 299
     caption: Literal["random", "first"] = "random"
-    unit: int = Field(default=4, ge=1)
+    unit: int = Field(default=4, ge=1, le=1_000_000)
     """Lengths are cut to a multiple of this."""
     shorten: float = Field(default=1 / 3, ge=0, le=1)
     """Chance that a further unit is taken off."""
@@ -47,18 +51,18 @@ class Protocol:
     """Predictions of another length are cut or held to the length asked for, or measured as they are."""
     text: Literal["plain", "tokens"] = "plain"
     """What the evaluator reads: the sentence, or its `word/POS` tokens where the data has them."""
-    pool: int = Field(default=32, ge=2)
-    repeats: int = Field(default=20, ge=1)
+    pool: Several = 32
+    repeats: int = Field(default=20, ge=1, le=10_000)
     """Seeds; figures are means over them, with mean ± 1.96 sd / √repeats."""
     metrics: tuple[Group, ...] = ("fid", "retrieval", "diversity", "physical", "ground")
     physical: Literal["compat", "native"] = "compat"
     evaluator: str | None = "vadis-mini-evaluator"
     """Used when none is named; null: one must be named."""
-    seam_seconds: float = Field(default=1.0, gt=0)
+    seam_seconds: float = Field(default=1.0, gt=0, le=3600)
     """Length of the window around a seam."""
-    multimodal_prompts: int = Field(default=100, ge=2)
-    multimodal_motions: int = Field(default=30, ge=2)
-    joints_fps: float = Field(default=20.0, gt=0)
+    multimodal_prompts: Several = 100
+    multimodal_motions: Several = 30
+    joints_fps: float = Field(default=20.0, ge=1, le=10_000)
     """Frame rate of predictions that are joint positions (prompts only)."""
     note: str = ""
     """What a reader must know before comparing the figures."""
@@ -79,18 +83,17 @@ def load_protocol(source: str | Path | Protocol, **changes: Any) -> Protocol:
     Raises VadisError for an unknown name, FileError or ModelError for a file with wrong fields.
     """
     if isinstance(source, Protocol):
-        fields = asdict(source)
+        fields, where = asdict(source), ""
     else:
         path = FOLDER / f"{source}.yaml" if str(source) in protocol_names() else Path(source)
         if not path.is_file():
             raise VadisError(
                 f"no protocol {str(source)!r}: use {', '.join(protocol_names())}, or the path of a YAML file."
             )
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise FileError(f"{path} is no YAML ({' '.join(str(error).split())[:160]}).") from error
-        if not isinstance(fields, dict):
-            raise FileError(f"{path} must hold fields of a protocol such as `task: text`.")
-        fields = {"name": path.stem} | fields
-    return build_config(Protocol, fields | changes, f"protocol {fields.get('name')}")
+        fields, where = {"name": path.stem} | read_yaml(path), f"{path}, "
+        if wrong := [key for key in fields if not isinstance(key, str)]:
+            raise FileError(f"{path}: {wrong[0]!r:.40} is no field of a protocol.")
+    where += f"protocol {fields['name']!s:.60}"
+    if flag := next((key for key, value in (fields | changes).items() if isinstance(value, bool)), None):
+        raise ModelError(f"{where}: {flag}: expected another value than true or false.")
+    return build_config(Protocol, fields | changes, where)

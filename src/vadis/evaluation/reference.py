@@ -4,21 +4,24 @@ An item is a clip, or a captioned part of one. A draw is what one seed makes of 
 """
 
 import hashlib
-import json
+import math
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from vadis.data.corpus import Corpus
 from vadis.errors import FileError, VadisError
 from vadis.evaluation.protocol import Protocol
+from vadis.io.arrays import map_npy
+from vadis.records import MAX_BYTES, checked, parse_json, read_bytes, read_json_lines, read_lines, read_rows
 from vadis.representations import representation
 
 WHOLE = 0.15  # seconds by which a caption's span may miss the ends of a clip and still be about all of it
@@ -250,66 +253,99 @@ def from_folder(folder: Path, protocol: Protocol) -> Reference:
     return _make(folder.resolve().name, rep.name, rep.fps, items, read, digest, protocol, None, notes)
 
 
+Name = Annotated[str, Field(min_length=1, max_length=1000)] | int
+Seconds = Annotated[float, Field(ge=0, lt=1_000_000)]
+
+
+class CaptionRow(TypedDict):
+    """A line of a folder's `captions.jsonl`."""
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[misc]
+    id: Name
+    text: str
+    tokens: NotRequired[str]
+    start: NotRequired[Seconds]
+    end: NotRequired[Seconds]
+
+
+class PromptRow(TypedDict):
+    """An entry of a prompt file."""
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[misc]
+    prompt: NotRequired[str]
+    text: NotRequired[str]
+    motion_duration: NotRequired[float]
+    seconds: NotRequired[float]
+    global_id: NotRequired[Name]
+    id: NotRequired[Name]
+    dimension: NotRequired[str]
+    auxiliary_info: NotRequired[list[Any] | None]
+
+
 def _captions(folder: Path) -> dict[str, list[tuple[str, str, float, float]]]:
     """Captions by id: (text, tokens, start, end); an end of 0 is that of the clip."""
     found: dict[str, list[tuple[str, str, float, float]]] = {}
     if (folder / "captions.jsonl").is_file():
-        for number, line in enumerate((folder / "captions.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                entry = (
-                    str(row["text"]),
-                    str(row.get("tokens", "")),
-                    float(row.get("start", 0)),
-                    float(row.get("end", 0)),
-                )
-                found.setdefault(str(row["id"]), []).append(entry)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise FileError(f"{folder / 'captions.jsonl'} line {number}: expected a JSON object with id and text.") from error  # fmt: skip
+        for number, row in read_rows(CaptionRow, folder / "captions.jsonl"):
+            start, end = _span(
+                row.get("start", 0.0), row.get("end", 0.0), f"{folder / 'captions.jsonl'}, line {number}"
+            )
+            found.setdefault(str(row["id"]), []).append((row["text"], row.get("tokens", ""), start, end))
         return found
     texts = next((p for p in (folder / "texts", folder.parent / "texts", folder) if any(p.glob("*.txt"))), None)
     for path in sorted(texts.glob("*.txt")) if texts else []:
         if texts == folder.parent / "texts" and not (folder / f"{path.stem}.npy").exists():
             continue  # published folders hold the texts of all splits
-        for line in path.read_text(encoding="utf-8").splitlines():
-            parts = line.strip().split("#")
+        for number, line in read_lines(path):
+            where = f"{path}, line {number}"
+            try:
+                parts = line.decode("utf-8").strip().split("#")
+            except UnicodeDecodeError:
+                raise FileError(f"{where} is not UTF-8 text.") from None
             if parts[0]:
-                start, end = (_seconds(parts[k]) if len(parts) > k else 0.0 for k in (2, 3))
+                start, end = (_seconds(parts[k], where) if len(parts) > k else 0.0 for k in (2, 3))
+                start, end = _span(start, end, where)
                 found.setdefault(path.stem, []).append((parts[0], parts[1] if len(parts) > 1 else "", start, end))
     return found
 
 
-def _seconds(text: str) -> float:
-    """A published time; `nan` is read as 0."""
-    return float(text) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", text) else 0.0
+def _seconds(text: str, where: str) -> float:
+    """A published time; `nan` and nothing are read as 0."""
+    try:
+        value = float(text or 0)
+    except ValueError:
+        raise FileError(f"{where}: {text!r:.40} is no time; expected `caption#tokens#start#end`.") from None
+    return 0.0 if math.isnan(value) else value
+
+
+def _span(start: float, end: float, where: str) -> tuple[float, float]:
+    """Times of a caption that can be: from 0 on, and an end after the start, or 0 for the clip's."""
+    if not 0 <= start < 1e6 or not (end == 0 or start < end < 1e6):
+        raise FileError(
+            f"{where}: from {start:g} to {end:g} s; a caption begins at 0 or later and ends after that, or at 0: the clip's end."
+        )
+    return start, end
 
 
 def from_prompts(path: Path, protocol: Protocol) -> Reference:
     """Items of a prompt file: a JSON list (or lines) of objects with `prompt` (or `text`), `global_id` or `id`, and
     `motion_duration` or `seconds`; `dimension` groups them. Raises FileError naming the entry that doesn't fit."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.splitlines() if x.strip()]
-        )
-    except (OSError, ValueError) as error:
-        raise FileError(
-            f"can't read the prompts {path} ({str(error)[:120]}): expected a JSON list of objects."
-        ) from error
+    text = read_bytes(path, MAX_BYTES)
+    rows = parse_json(text, path) if text.lstrip().startswith(b"[") else [row for _, row in read_json_lines(path)]
+    if not isinstance(rows, list):
+        raise FileError(f"{path} holds a {type(rows).__name__}; expected a list of prompts.")
     fps = representation(protocol.representation).fps
     items: dict[str, Item] = {}
-    for number, row in enumerate(rows):
-        try:
-            prompt = str(row["prompt"] if "prompt" in row else row["text"]).strip()
-            seconds = float(row["motion_duration"] if "motion_duration" in row else row["seconds"])
-            name = str(row.get("global_id", row.get("id", number)))
-            others = tuple(map(str, row.get("auxiliary_info") or ()))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileError(f"{path} entry {number}: expected prompt and motion_duration (seconds), found {str(row)[:80]}.") from error  # fmt: skip
+    for number, page in enumerate(rows):
+        where = f"{path} entry {number}"
+        row = checked(PromptRow, page, where)
+        prompt, seconds = row.get("prompt", row.get("text")), row.get("motion_duration", row.get("seconds"))
+        if prompt is None or seconds is None:
+            raise FileError(f"{where}: expected prompt and motion_duration (seconds), found {str(page)[:80]}.")
+        prompt, name = prompt.strip(), str(row.get("global_id", row.get("id", number)))
+        others = tuple(map(str, row.get("auxiliary_info") or ()))
         if not prompt or not 0.2 <= seconds <= 600:
-            raise FileError(f"{path} entry {number}: a prompt is a sentence of 0.2 to 600 seconds; found {str(row)[:80]}.")  # fmt: skip
+            raise FileError(f"{where}: a prompt is a sentence of 0.2 to 600 seconds; found {str(page)[:80]}.")
         if name in items:
             raise FileError(f"{path}: the id {name} occurs twice. Give every prompt its own id.")
         frames = max(4, round(seconds * fps))
@@ -322,10 +358,7 @@ def from_prompts(path: Path, protocol: Protocol) -> Reference:
 
 def read_array(path: Path) -> np.ndarray:
     """A mapped float array of a .npy file; raises FileError."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FileError(f"can't read {path} as a .npy array ({str(error)[:120]}).") from error
+    array = map_npy(path)
     if not np.issubdtype(array.dtype, np.floating):
         raise FileError(f"{path} holds {array.dtype}; expected floating point features.")
     return array

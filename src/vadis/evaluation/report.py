@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from vadis.errors import FileError
 from vadis.files import atomic_write
+from vadis.records import checked, read_json
 
 Better = Literal["higher", "lower", "real"]
 
@@ -72,9 +74,11 @@ METRICS: dict[str, Metric] = {
 class Value:
     """A mean over seeds; `interval` is 1.96 sd / √n (None for one value)."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     mean: float
-    interval: float | None = None
-    seeds: int = 1
+    interval: Annotated[float, Field(ge=0)] | None = None
+    seeds: Annotated[int, Field(ge=1)] = 1
 
     @classmethod
     def of(cls, values: Any) -> "Value":
@@ -95,11 +99,13 @@ class Report:
     `unavailable` says why a metric of the protocol has no value; `clips` holds values of single items of the first seed.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     model: str
     protocol: dict[str, Any]
     evaluator: str
     data: str
-    items: int
+    items: Annotated[int, Field(ge=0)]
     result: dict[str, Value]
     real: dict[str, Value]
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -163,19 +169,16 @@ class Report:
     def load(cls, path: str | Path) -> "Report":
         """Read a `report.json` (or the folder that holds it); raises FileError."""
         path = Path(path)
-        path = path / "report.json" if path.is_dir() else path
-        try:
-            page = json.loads(path.read_text(encoding="utf-8"))
-            if page.pop("format") != "vadis-report" or page.pop("version") != 1:
-                raise ValueError("another format")
-            for name in ("result", "real"):
-                page[name] = {k: Value(**v) for k, v in page[name].items()}
-            page["notes"] = tuple(page["notes"])
-            return cls(**page)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(
-                f"{path} is no vadis report ({str(error)[:100]}). Evaluate again with -o FOLDER."
-            ) from error
+        path = path / "report.json" if path.is_dir() and not (path / "report.json").is_dir() else path
+        page = read_json(path)
+        if (page.pop("format", None), page.pop("version", None)) != ("vadis-report", 1):
+            raise FileError(f"{path} is no vadis report of version 1. Evaluate again with -o FOLDER.")
+        report = checked(cls, page, f"{path} is no vadis report that can be read")
+        if wrong := next((k for k in ("name", "title") if not isinstance(report.protocol.get(k), str)), None):
+            raise FileError(f"{path} is no vadis report that can be read: protocol.{wrong} must be a text.")
+        if unknown := next((k for k in report.result if k not in METRICS), None):
+            raise FileError(f"{path} is no vadis report that can be read: there is no metric {unknown!r:.60}.")
+        return report
 
 
 def same(first: Mapping[str, str], second: Mapping[str, str], names: tuple[str, ...]) -> list[str]:

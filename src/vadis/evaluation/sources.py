@@ -6,16 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 from urllib.parse import quote
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from vadis.errors import FileError, VadisError
 from vadis.evaluation.protocol import Protocol
-from vadis.evaluation.reference import Draw, Reference, Text, read_array
+from vadis.evaluation.reference import Draw, Name, Reference, Text, read_array
+from vadis.records import read_rows
 from vadis.representations import representation
 
 
@@ -196,8 +199,9 @@ class FolderSource(Source):
                 continue
             stored, frames, start = texts[d.item.id]
             known = {t.text: t for options in d.item.captions for t in options}
-            same = len(frames) == len(d.item.parts) and sum(frames) <= d.item.frames
             place = start if start is not None else d.first
+            end = d.item.first + d.item.frames if start is not None else place + d.item.frames
+            same = len(frames) == len(d.item.parts) and d.item.first <= place and place + sum(frames) <= end
             answered.append(
                 Draw(
                     d.item,
@@ -244,20 +248,30 @@ def _mismatch(folder: Path, missing: list[str], extra: list[str], wanted: int) -
 Stored = tuple[tuple[str, ...], tuple[int, ...], int | None]
 
 
+Frames = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class StoredRow(TypedDict):
+    """A line of a set's `prompts.jsonl`."""
+
+    id: Name
+    text: str | list[str]
+    frames: Frames | list[Frames]
+    first: NotRequired[Annotated[int, Field(ge=0, le=2**40)] | None]
+
+
 def _stored_texts(folder: Path) -> dict[str, Stored]:
     """Id → texts, frames of the parts and first frame, from `prompts.jsonl`."""
     path = folder / "prompts.jsonl"
     if not path.is_file():
         return {}
     found: dict[str, Stored] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            texts = [row["text"]] if isinstance(row["text"], str) else row["text"]
-            frames = [row["frames"]] if isinstance(row["frames"], int) else row["frames"]
-            found[str(row["id"])] = (tuple(map(str, texts)), tuple(map(int, frames)), row.get("first"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise FileError(f"{path} line {number}: expected a JSON object with id, text and frames.") from error
+    for number, row in read_rows(StoredRow, path):
+        text, frames, name = row["text"], row["frames"], str(row["id"])
+        if name in found:
+            raise FileError(f"{path}, line {number}: the id {name!r:.80} is given twice.")
+        texts = (text,) if isinstance(text, str) else tuple(text)
+        found[name] = (texts, (frames,) if isinstance(frames, int) else tuple(frames), row.get("first"))
     return found
 
 
