@@ -108,7 +108,7 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
     import transformers
 
     from vadis.foreign import model_of, open_foreign, open_model
-    from vadis.hub import _read_weights
+    from vadis.hub import _headers, _read_weights
 
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is no model of transformers.")
@@ -117,7 +117,7 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
         kind = _model_class(config)
         options: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True}
         if not adapter and (folder / "adapter_config.json").is_file():
-            weights = _read_weights(folder, torch.device("cpu"), None)
+            weights = _read_weights(_headers(folder), torch.device("cpu"), None)
             model, report = model_of(kind, config, weights, **options)
         else:
             model, report = open_model(kind, folder, config=config, **options)
