@@ -42,9 +42,9 @@ def test_messages_are_one_clean_line() -> None:
         ('{"a": "\\ud800"}', "surrogate"),
         ("[" * 200 + "]" * 200, "nested too deeply"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"a": ', "read as JSON"),
+        ('{"a": ', "not valid JSON"),
         (b"\xff\xfe", "not UTF-8"),
-        ("1" * 5000, "read as JSON"),
+        ("1" * 5000, "not valid JSON"),
     ],
 )
 def test_json_that_is_refused(text: str | bytes, said: str) -> None:

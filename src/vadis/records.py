@@ -63,7 +63,7 @@ def parse_json(data: bytes | str, where: object, error: type[VadisError] = FileE
     except UnicodeDecodeError as problem:
         raise error(f"{where} is not UTF-8 text (byte {problem.start}).") from None
     except ValueError as problem:
-        raise error(f"{where} can't be read as JSON ({problem}).") from None
+        raise error(f"{where} is not valid JSON ({problem}): download or save it as JSON again.") from None
     if (text.count("[") + text.count("{")) > MAX_DEPTH:  # else it can't be that deep
         _check_depth(value, where, error)
     if "\\ud" in text or "\\uD" in text:

@@ -291,7 +291,7 @@ class MotionVocabulary:
         path = Path(folder) / FILE
         page = read_page(folder)
         known = {f.name for f in fields(_Page)}
-        stored = checked(_Page, {k: v for k, v in page.items() if k in known}, path)
+        stored = checked(_Page, {k: v for k, v in page.items() if k in known}, f"{path} is damaged")
         with about(path):
             lengths = None if stored.length_ids is None else _unrun(stored.length_ids)
             return cls(

@@ -44,7 +44,7 @@ class MotionStreamerConfig:
     n_head: Heads = 12
     n_embd: Width = 768
     block_size: Row = 78
-    """Row: the text and block_size - 1 latents."""
+    """Positions: the text and block_size - 1 latents."""
     text_dim: Width = 768
     """Width of the text vector."""
     latent_dim: Width = 16
