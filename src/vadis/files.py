@@ -28,6 +28,7 @@ from vadis.locks import acquire, beside, only_run, release
 
 WORK = ".work"
 """Folder inside a folder in the making for what only a later run needs; it never gets into the result."""
+_NUMPY = re.compile(r"\d+ requested and \d+ written|problem writing element \d+ to file")
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
@@ -45,8 +46,9 @@ def writing(path: str | Path, *places: Path) -> Iterator[None]:
         why = _disk_problem(error, places or (Path(path),))
         if why is None:
             raise
+        shown = Path(*(re.sub(r"^\.(.+)\.vadis-partial$", r"\1", part) for part in Path(path).parts))
         raise FileError(
-            f"can't write {path}: {why}. Free space, or choose a folder that you may write to; what was there is unharmed."
+            f"can't write {shown}: {why}. Free space, or choose a folder that you may write to; what was there is unharmed."
         ) from error
 
 
@@ -61,8 +63,8 @@ def _disk_problem(error: BaseException | None, places: tuple[Path, ...]) -> str 
         if isinstance(error, OSError):
             if error.filename is None and error.errno in _DISK:
                 return error.strerror or str(error)
-            if short := re.fullmatch(r"(\d+) requested and (\d+) written", str(error)):  # numpy, without a number
-                return f"only {short[2]} of {short[1]} values could be written (is the disk full?)"
+            if _NUMPY.fullmatch(str(error)):  # which gives no number of the system's
+                return f"not all of an array could be written ({error}); the disk may be full"
         elif number := re.search(r"\(os error (\d+)\)", str(error)):  # Rust
             return os.strerror(int(number[1]))
         error = error.__cause__ or error.__context__

@@ -159,23 +159,20 @@ def save_amass(motion: Motion, path: str | Path, *, up: str = "z", width: int = 
     poses = np.zeros((motion.num_frames, width))
     poses[:, :BODY] = rotation.to_rotvec(rotations).reshape(-1, BODY).numpy()
     path = Path(path)
-    try:
-        with atomic_write(path) as temporary, temporary.open("wb") as out:
-            np.savez_compressed(
-                out,
-                poses=poses,
-                trans=root.numpy() - pelvis,
-                mocap_framerate=np.array(motion.fps),
-                betas=np.zeros(16),
-                gender=np.array("neutral"),
-                surface_model_type=np.array("smplx" if width == 165 else "smplh"),
-                joint_names=np.array(SMPL22_NAMES),
-                joint_offsets=motion.skeleton.offsets.numpy(),
-                pelvis_offset=pelvis,
-                up_axis=np.array(up),
-            )
-    except OSError as error:
-        raise FileError(f"can't write {path}: {error.strerror or error}.") from error
+    with atomic_write(path) as temporary, temporary.open("wb") as out:
+        np.savez_compressed(
+            out,
+            poses=poses,
+            trans=root.numpy() - pelvis,
+            mocap_framerate=np.array(motion.fps),
+            betas=np.zeros(16),
+            gender=np.array("neutral"),
+            surface_model_type=np.array("smplx" if width == 165 else "smplh"),
+            joint_names=np.array(SMPL22_NAMES),
+            joint_offsets=motion.skeleton.offsets.numpy(),
+            pelvis_offset=pelvis,
+            up_axis=np.array(up),
+        )
     return path
 
 

@@ -59,21 +59,18 @@ def save_bvh(
     if up == "z":
         motion = change_axes(motion, Z_UP.T)
     path = Path(path)
-    try:
-        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-            joints = _write_hierarchy(file, motion.skeleton, 1 / UNITS[unit], order, decimals)
-            values = _channels(motion, joints, 1 / UNITS[unit], order)
-            if t_pose_first_frame:
-                rest = np.zeros((1, values.shape[1]))
-                rest[0, :3] = values[0, :3]
-                rest[0, 1 if up == "y" else 2] = _standing_height(motion.skeleton, 1 if up == "y" else 2) / UNITS[unit]
-                values = np.concatenate([rest, values])
-            file.write(f"MOTION\nFrames: {len(values)}\nFrame Time: {1 / motion.fps:.8f}\n")
-            values = np.round(values, decimals) + 0.0  # + 0.0 turns -0 into 0
-            line = " ".join([f"%.{decimals}f"] * values.shape[1]) + "\n"
-            file.writelines(line % tuple(row) for row in values.tolist())
-    except OSError as error:
-        raise FileError(f"can't write {path}: {error.strerror or error}.") from error
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        joints = _write_hierarchy(file, motion.skeleton, 1 / UNITS[unit], order, decimals)
+        values = _channels(motion, joints, 1 / UNITS[unit], order)
+        if t_pose_first_frame:
+            rest = np.zeros((1, values.shape[1]))
+            rest[0, :3] = values[0, :3]
+            rest[0, 1 if up == "y" else 2] = _standing_height(motion.skeleton, 1 if up == "y" else 2) / UNITS[unit]
+            values = np.concatenate([rest, values])
+        file.write(f"MOTION\nFrames: {len(values)}\nFrame Time: {1 / motion.fps:.8f}\n")
+        values = np.round(values, decimals) + 0.0  # + 0.0 turns -0 into 0
+        line = " ".join([f"%.{decimals}f"] * values.shape[1]) + "\n"
+        file.writelines(line % tuple(row) for row in values.tolist())
     return path
 
 

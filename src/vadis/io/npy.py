@@ -317,12 +317,9 @@ def write_array(
     if skeleton is not None:
         page["joint_names"] = list(skeleton.names)
         page["joint_offsets"] = [[round(value, 7) for value in row] for row in skeleton.offsets.tolist()]
-    try:
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        if notes:
-            with atomic_write(sidecar(path)) as temporary:
-                temporary.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"can't write {path}: {error.strerror or error}.") from error
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    if notes:
+        with atomic_write(sidecar(path)) as temporary:
+            temporary.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
     return path
