@@ -211,6 +211,8 @@ def main() -> int:
 
     torch.set_num_threads(1)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if set(options.verbs) & {"encode", "evaluate", "generate"}:
+        _ = vadis.load("vadis-mini").text_encoder  # imports what opening it in a fork needs
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         root, data = Path(folder), options.data
         (root / "recipe.yaml").write_text(RECIPE)
