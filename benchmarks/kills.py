@@ -207,7 +207,7 @@ def main() -> int:
     import vadis.cli.train
     import vadis.data.tokenize
     import vadis.pipelines.evaluate
-    import vadis.training.trainer  # noqa: F401
+    import vadis.training.trainer
 
     torch.set_num_threads(1)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

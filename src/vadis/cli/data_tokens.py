@@ -64,17 +64,18 @@ class Tokens:
         return import_rows(files, self.out, tokenizer)
 
     def _corpus(self, path: Any, tokenizer: Any) -> Any:
-        import tempfile
         from pathlib import Path
 
         from vadis.data.corpus import Corpus
         from vadis.data.static_poses import static_corpus
         from vadis.data.token_corpus import tokenize_corpus
+        from vadis.files import kept_work
 
         corpus = Corpus.open(path)
         options: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
         options |= {"captionless": self.captionless, "about": {"tokenizer": self.tokenizer, "static": self.static}}
-        with tempfile.TemporaryDirectory() as folder:
-            if self.static:
-                corpus = static_corpus(corpus, Path(folder) / path.name, self.static, seed=self.seed)
+        if not self.static:
+            return tokenize_corpus(corpus, tokenizer, self.out, **options)
+        with kept_work(Path(self.out).with_name(f"{Path(self.out).name}-static"), "static") as folder:
+            corpus = static_corpus(corpus, folder / path.name, self.static, seed=self.seed)
             return tokenize_corpus(corpus, tokenizer, self.out, **options)

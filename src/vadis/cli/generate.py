@@ -92,7 +92,7 @@ class Generate:
                 return self._in_scene(pipe, texts, first)
             return list(pipe(texts, seconds=self.seconds, seed=self.seed + first, **settings).motion)
 
-        with kept_motions(wanted, make, 1 if pipe.alone else TOGETHER, paths[0], self._work(paths)) as motions:
+        with kept_motions(wanted, make, 1 if pipe.alone else TOGETHER, paths[0], lambda: self._work(paths)) as motions:
             made = time.perf_counter()
             if self.fps is not None:
                 motions = [motion.resample(self.fps) for motion in motions]

@@ -30,11 +30,15 @@ def check_outputs(paths: Sequence[str]) -> list[Path]:
 
 @contextmanager
 def kept_motions(
-    texts: Sequence[str], make: Callable[[list[str], int], list["Motion"]], size: int, path: Path, work: str
+    texts: Sequence[str],
+    make: Callable[[list[str], int], list["Motion"]],
+    size: int,
+    path: Path,
+    work: Callable[[], str],
 ) -> Iterator[list["Motion"]]:
     """A motion for every text, made `size` at a time by `make(texts, number of the first)`.
 
-    Until the block has ended, what is made is kept beside `path`: a killed run of the same `work` goes on where it was.
+    Until the block has ended, what is made is kept beside `path`: a killed run of the same `work()` goes on where it was.
     """
     if len(texts) <= size:
         yield make(list(texts), 0)
@@ -42,7 +46,7 @@ def kept_motions(
     from vadis.data.parts import Parts
     from vadis.files import kept_work
 
-    with kept_work(path, work) as folder, Parts(folder, "motions") as parts:
+    with kept_work(path, work()) as folder, Parts(folder, "motions") as parts:
         motions: list[Motion] = []
         for first in range(0, len(texts), size):
             some = list(texts[first : first + size])
