@@ -205,9 +205,15 @@ class ScenePacker:
         page = f"{marks}{text}\n"
         if getattr(tokenizer, "chat_template", None):
             turn = [{"role": "user", "content": f"{marks}{text}"}]  # what templates make of a list of image and text
-            page = tokenizer.apply_chat_template(
-                turn, add_generation_prompt=True, tokenize=False, enable_thinking=False
-            )
+            try:
+                page = tokenizer.apply_chat_template(
+                    turn, add_generation_prompt=True, tokenize=False, enable_thinking=False
+                )
+            except Exception as error:  # a template is a program of its folder, and may raise anything
+                place = getattr(tokenizer, "name_or_path", "") or "the text tokenizer"
+                raise ModelError(
+                    f"the chat template of {place} fails ({error}): use the folder of a model that chats."
+                ) from error
         return list(tokenizer(page, add_special_tokens=False)["input_ids"])
 
     def _check_text(self, text: str) -> None:
