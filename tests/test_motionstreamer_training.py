@@ -219,6 +219,8 @@ def test_babel_stream_lines():
         ("a*b", "no length"),
         ("a*b#c", "not a number"),
         ("a*b#-1", "fewer"),
+        ("a*b#3\na*b#inf", "line 2: the length 'inf'"),
+        ("a*b#1e300", "line 1: the first part has"),
     ):
         with pytest.raises(FileError, match=message):
             parse_pair(wrong)
@@ -242,7 +244,17 @@ def test_babel_stream_folders_come_back(corpus, tmp_path, underscore):
         ("they turn", "whole", 1.2),
         ("turning", "whole", 1.2),
     }
-    (folder / "train_stream_text" / f"{name}.txt").unlink()
+    words, numbers = folder / "train_stream_text" / f"{name}.txt", folder / "train_stream" / f"{name}.npy"
+    whole = np.load(numbers)
+    for damaged in (np.full_like(whole, 1e30), np.array([None]), whole[:, :9], whole.astype(int)):
+        np.save(numbers, damaged, allow_pickle=True)
+        with pytest.raises(VadisError, match=numbers.name):
+            read_babel_stream(folder, tmp_path / "back")
+    np.save(numbers, whole)
+    words.write_bytes(b"a*b#3\n\xff")
+    with pytest.raises(FileError, match=rf"{words.name} is not UTF-8"):
+        read_babel_stream(folder, tmp_path / "back")
+    words.unlink()
     with pytest.raises(FileError, match="has no text"):
         read_babel_stream(folder, tmp_path / "back")
 

@@ -1,5 +1,6 @@
 """Scene corpora: pieces found by numbers, motions that get where they should, rooms nobody bumps into, pictures, errors."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -24,8 +25,8 @@ from vadis.data.scenes.motions import SEAT, Walker
 from vadis.data.scenes.phrases import PHRASES, instructions
 from vadis.data.scenes.pieces import Library
 from vadis.data.scenes.render import Camera, SceneRenderer
-from vadis.data.scenes.report import scene_report, scene_sheet
-from vadis.errors import MissingExtra, VadisError
+from vadis.data.scenes.report import scene_facts, scene_report, scene_sheet
+from vadis.errors import FileError, MissingExtra, VadisError
 from vadis.motion import Motion
 from vadis.representations import representation
 from vadis.skeleton import smpl22
@@ -326,6 +327,23 @@ class TestCorpus:
     def test_a_report_of_another_corpus(self, source):
         with pytest.raises(VadisError, match="not a scene corpus"):
             scene_report(source)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "said"),
+        [
+            ("things", [{"shape": "box"}], "things.0.colour"),
+            ("things", [], "things: list should have at least 1 item"),
+            ("target", [0.0], "target.1: field required"),
+            ("azimuth", "left", "azimuth: input should be a valid number"),
+            ("colour", "pink", "colour: input should be 'red'"),
+            ("image", 3, "image: input should be a valid string"),
+        ],
+    )
+    def test_facts_that_can_t_be_are_named(self, made, field, value, said):
+        clip = made[0]
+        assert scene_facts(made, clip)["task"] == clip.extra["task"]
+        with pytest.raises(FileError, match=rf"index\.parquet, clip '{clip.id}', extra: {said}"):
+            scene_facts(made, dataclasses.replace(clip, extra=clip.extra | {field: value}))
 
     def test_the_sheet(self, made, tmp_path):
         import PIL.Image

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from vadis.cli.common import check_input, print_json, say
 from vadis.cli.reading import load_tokenizer
 from vadis.errors import VadisError
 from vadis.files import atomic_write
+from vadis.records import MAX_BYTES, checked, parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,10 @@ class BenchmarkTokenizers:
         }
         path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.json"
         if path.is_file():
-            page = json.loads(path.read_text(encoding="utf-8"))
-            if page.get("key") == key:
-                report = page["report"]
-                report["drift_mm"] = {int(k): v for k, v in report["drift_mm"].items()}
-                return TokenizerReport(**(report | {"name": name}))
+            page = parse_json(read_bytes(path, MAX_BYTES), path, finite=False)  # a figure may be NaN
+            if isinstance(page, dict) and page.get("key") == key:
+                report = checked(TokenizerReport, page.get("report"), f"{path} is damaged, remove it")
+                return replace(report, name=name)
         say(f"measuring {name} …")
         fitting = fit_clips(clips, corpus.representation, corpus.fps, tokenizer)
         report = measure(tokenizer, fitting, name=name, evaluator=evaluator)

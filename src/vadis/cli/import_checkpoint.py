@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_input, print_json, say
 from vadis.errors import FileError, VadisError
+from vadis.records import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Import:
 
 def _value(text: str) -> Any:
     """A number, a list of numbers or a word."""
-    import yaml
-
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, "the option", VadisError)
+    except VadisError:  # a name such as C:\x or *.npy
         return text
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    return value if isinstance(value, str | int | float | None) else text

@@ -15,11 +15,15 @@ import numpy as np
 
 from vadis.data.corpus import Caption, Clip, Corpus, CorpusWriter
 from vadis.data.transitions import HISTORY
-from vadis.errors import FileError, ShapeError, VadisError
+from vadis.errors import FileError, ShapeError, VadisError, about
+from vadis.io.arrays import read_npy
+from vadis.records import MAX_BYTES, read_bytes
+from vadis.representations import representation as find_representation
 
 SPLITS = {"train": "train", "val": "val"}
 """Our split by theirs, the part of a folder's name before `_stream`."""
 
+MAX_FRAMES = 10_000_000
 _NAME = re.compile(r"seq_?(\d+)(_\w+)?")
 _GAP = 0.5  # seconds between two captions' spans that still follow each other
 
@@ -38,19 +42,20 @@ def parse_pair(content: str, name: str = "text") -> PairText:
     """Read the lines of a text file; of several lengths the last counts. Raises FileError when no line can be used."""
     texts: list[tuple[str, str]] = []
     frames = 0
-    for line in content.splitlines():
+    for number, line in enumerate(content.split("\n"), start=1):
+        where = f"{name}, line {number}"
         before, star, rest = line.partition("*")
         second, *others = rest.split("#")
         if not star or not second.strip():
             continue
         if not others:
-            raise FileError(f"{name}: no length in {line[:80]!r}; expected `first*second#frames of the first part`.")
+            raise FileError(f"{where}: no length in {line[:80]!r}; expected `first*second#frames of the first part`.")
         try:
             frames = int(float(others[-1]))
-        except ValueError as error:
-            raise FileError(f"{name}: the length {others[-1][:20]!r} in {line[:80]!r} is not a number.") from error
-        if frames < 0:
-            raise FileError(f"{name}: the first part has {frames} frames; it can't have fewer than 0.")
+        except (ValueError, OverflowError) as error:
+            raise FileError(f"{where}: the length {others[-1][:20]!r} in {line[:80]!r} is not a number.") from error
+        if not 0 <= frames <= MAX_FRAMES:
+            raise FileError(f"{where}: the first part has {frames} frames; it can't have fewer than 0 or so many.")
         texts.append((before.strip(), second.strip()))
     if not texts:
         raise FileError(f"{name}: no line says what is done second; expected `first*second#frames of the first part`.")
@@ -74,7 +79,7 @@ def read_babel_stream(
 
     Files of other names are left alone. Raises FileError for a motion without text, or one shorter than its first part.
     """
-    folder = Path(folder)
+    folder, dim = Path(folder), find_representation(representation).dim
     with CorpusWriter(out, representation, fps, {"from": "BABEL-stream"}) as writer:
         for name, split in SPLITS.items():
             for path in sorted((folder / f"{name}_stream").glob("seq*.npy"), key=_number):
@@ -83,10 +88,12 @@ def read_babel_stream(
                 page = folder / f"{name}_stream_text" / f"{path.stem}.txt"
                 if not page.is_file():
                     raise FileError(f"{path.name} has no text: {page} is missing.")
-                pair = parse_pair(page.read_text(encoding="utf-8"), page.name)
-                frames = np.load(path, allow_pickle=False)
-                if frames.ndim != 2:
-                    raise ShapeError(f"{path} has shape {frames.shape}; expected (T, D).")
+                pair = parse_pair(_text(page), str(page))
+                frames = read_npy(path)
+                if frames.ndim != 2 or frames.shape[1] != dim or frames.dtype.kind != "f":
+                    raise ShapeError(
+                        f"{path} has {frames.dtype} {frames.shape}; expected {representation} features (T, {dim})."
+                    )
                 if pair.first_frames >= len(frames):
                     raise FileError(
                         f"{path.name}: {len(frames)} frames, of which the first part has {pair.first_frames}."
@@ -95,10 +102,18 @@ def read_babel_stream(
                 captions = [Caption(a, 0, seam, HISTORY) for a, _ in pair.texts if a and seam]
                 captions += [Caption(b, seam, end) for _, b in pair.texts]
                 clip = f"{name}-{path.stem}"
-                writer.add(clip, frames, captions, split=split, group=clip, source="BABEL-stream", licence=licence)
+                with about(path):
+                    writer.add(clip, frames, captions, split=split, group=clip, source="BABEL-stream", licence=licence)
         if not len(writer):
             raise FileError(f"no seq*.npy in {', '.join(f'{n}_stream' for n in SPLITS)} of {folder}.")
     return Corpus.open(out)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, MAX_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is not UTF-8 text (byte {error.start}).") from None
 
 
 def write_babel_stream(corpus: Corpus, folder: str | Path, *, underscore: bool = False) -> int:

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from vadis.data.tables import Kind, Single, check_spans, is_finite, read_array, read_page, read_table
 from vadis.errors import FileError, ShapeError, VadisError
 from vadis.files import WORK, atomic_folder, atomic_write
-from vadis.records import parse_json
+from vadis.records import checked, parse_json, read_lines
 
 VERSION = 1
 HEADER = 128  # bytes before the data of a shard: room for any shape, so the header can be rewritten in place
@@ -231,10 +232,11 @@ class CorpusWriter:
     def _recover(self, journal: Path) -> None:
         """Read back the journal, believing only lines whose data are wholly on disk."""
         kept: list[str] = []
-        for line in journal.read_text(encoding="utf-8").split("\n"):
+        for _, data in read_lines(journal):
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # cut by the kill
+                line, entry = data.decode("utf-8").rstrip("\n"), parse_json(data, journal)
+                checked(_Note, entry, journal)
+            except (FileError, UnicodeDecodeError):  # cut by the kill, or what a power failure left there
                 break
             if "rejected" in entry:
                 self.rejected[entry["reason"]] += 1
@@ -305,6 +307,31 @@ class CorpusWriter:
         return torch.as_tensor(mean).float().tolist(), torch.as_tensor(std).float().tolist()
 
 
+class _RejectedNote(TypedDict):
+    """A line of the journal: a clip that was left out."""
+
+    rejected: str
+    reason: str
+
+
+class _ClipNote(TypedDict):
+    """A line of the journal: a row of the index."""
+
+    dim: Annotated[int, Field(ge=1)]
+    clip: str
+    shard: Annotated[int, Field(ge=0, le=100_000)]
+    first: Annotated[int, Field(ge=0)]
+    frames: Annotated[int, Field(ge=1)]
+    split: str
+    group: str
+    source: str
+    licence: str
+    weight: float
+    captions: list[Caption]
+    extra: str
+
+
+_Note: Any = _RejectedNote | _ClipNote
 _AGAIN = "Copy the corpus again or rebuild it."
 _CAPTION: dict[str, Kind] = {"text": "text", "start": "number", "end": "number", "kind": "text"}
 _COLUMNS: dict[str, Any] = {

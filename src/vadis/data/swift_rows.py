@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +26,7 @@ from vadis.errors import FileError, VadisError
 from vadis.files import atomic_write, writing
 from vadis.locks import only_run
 from vadis.places import inside
+from vadis.records import parse_json, read_bytes
 from vadis.tokenizers.dsft_sequence import (
     LENGTH_STEP,
     RESERVED,
@@ -42,6 +44,8 @@ from vadis.tokenizers.dsft_sequence import (
 REQUEST = "Generate motion for: "
 MAX_LINE = 4_000_000
 """Bytes of a row; a motion takes about 15 bytes a token."""
+MAX_LIST = 1 << 30
+"""Bytes of a list of a data set."""
 NAMES = "motion_tokens.txt"
 _DURATION = re.compile(r"\nDuration: (\d{1,6}(?:\.\d{1,3})?) s\Z")
 
@@ -110,13 +114,12 @@ def read_rows(
     """
     path = Path(path)
     for number, line in _lines(path):
+        where = f"{path.name}, line {number}"
+        page = parse_json(line, where)
         try:
-            yield _row(json.loads(line), fps, image_root, vocab_sizes)
-        except (ValueError, RecursionError) as error:  # JSONDecodeError, VadisError and UnicodeError are ValueErrors
-            said = str(error) or type(error).__name__
-            raise FileError(
-                f"{path.name}, line {number}: {said.rstrip('.')[:300]}. Mend or remove the line."
-            ) from error
+            yield _row(page, fps, image_root, vocab_sizes)
+        except VadisError as error:
+            raise FileError(f"{where}: {str(error).rstrip('.')}. Mend or remove the line.") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -146,7 +149,6 @@ def _row(page: Any, fps: float | None, image_root: str | Path | None, vocab_size
     text, seconds = text.removeprefix(REQUEST), None
     if said := _DURATION.search(text):
         text, seconds = text[: said.start()], float(said[1])
-    text.encode()  # a lone surrogate can come out of JSON, but into no file
     answer = messages[1].get("content")
     if not isinstance(answer, str):
         raise VadisError("the assistant's content is no text")
@@ -244,10 +246,7 @@ def export_list(
     generator first and cut after `int(n * share)`; what has no readable motion or no text is dropped and counted. Writes
     `train.jsonl`, `val.jsonl` and `motion_tokens.txt` into `out`. Raises FileError for a list that is none.
     """
-    try:
-        entries = json.loads(Path(listed).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"can't read the list {listed}: {str(error)[:120]}.") from error
+    entries = parse_json(read_bytes(listed, MAX_LIST), f"the list {listed}")
     if not isinstance(entries, list):
         raise FileError(f"{listed} holds a {type(entries).__name__}; expected a list of {{id, text, motion_path}}.")
     parts = zip(("train", "val"), split_rows(entries, share, seed), strict=True)
@@ -341,4 +340,9 @@ def import_rows(files: Mapping[str, str | Path], out: str | Path, tokenizer: Any
                 name = f"{split}-{i:06d}"
                 yield {"encoded": encoded, "texts": [("whole", row.text)], "split": split, "clip": name, "group": name}
 
-    return write_streams(out, tokenizer, clips(), rows={split: Path(path).name for split, path in files.items()})
+    found = clips()
+    if (first := next(found, None)) is None:
+        raise FileError(f"there are no clips in {', '.join(map(str, files.values()))}: give files with a row a line.")
+    return write_streams(
+        out, tokenizer, chain([first], found), rows={split: Path(path).name for split, path in files.items()}
+    )

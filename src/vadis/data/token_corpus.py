@@ -38,7 +38,7 @@ from vadis.data.tokenize import (
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import atomic_folder
 from vadis.generators.motion_ids import MotionTokenizerFacts
-from vadis.records import checked
+from vadis.records import checked, read_lines
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP, Encoded
 
 if TYPE_CHECKING:
@@ -350,11 +350,16 @@ def source_names(path: str | Path) -> frozenset[str]:
 
     Raises FileError for a file that is missing, no text, or without names.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"can't read the list of sources {path}: {error}. Write one name a line.") from error
-    names = frozenset(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not Path(path).is_file():
+        raise FileError(f"can't read the list of sources {path}: there is no such file. Write one name a line.")
+    names = set()
+    for number, line in read_lines(path):
+        try:
+            name = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise FileError(f"can't read the list of sources {path}: line {number} is not UTF-8 text.") from None
+        if not name.startswith("#"):
+            names.add(name)
     if not names:
         raise FileError(f"the list of sources {path} names none. Write one name a line.")
-    return names
+    return frozenset(names)

@@ -99,6 +99,8 @@ def corpus_items(path: str, split: str, tokenizer: Any) -> list[SceneItem]:
     items = []
     for clip, tokens, frames in zip(clips, coded, lengths, strict=True):
         image = clip.extra.get("image")
+        if not isinstance(image, str | None):
+            raise FileError(f"{path}, clip {clip.id!r:.60}: its image is {image!r:.40}; expected the name of a file.")
         place = None if image is None else str(inside(corpus.path, image, f"{path}, a clip's image"))
         items.append(SceneItem(tuple(c.text for c in clip.captions), place, tokens, frames / tokenizer.fps))
     return items

@@ -35,7 +35,7 @@ from vadis.training import sharding
 from vadis.training.checkpoint_files import load_average, load_model, load_optimizer, read_state
 from vadis.training.config import Recipe, as_dict
 from vadis.training.ema import EMA
-from vadis.training.report import Report, duration
+from vadis.training.report import Report, duration, read_run_page
 from vadis.training.schedule import parameter_groups, schedule_factor, step_generator
 from vadis.training.tasks import TASKS, Task, load_phases
 
@@ -64,7 +64,7 @@ def _finished(recipe: Recipe) -> bool:
     path = Path(recipe.run) / "run.json"
     if not path.is_file():
         return False
-    page = json.loads(path.read_text(encoding="utf-8"))
+    page = read_run_page(path)
     spent = recipe.max_seconds is not None and page["seconds"] >= recipe.max_seconds
     return page["state"].startswith("finished") and (page["step"] >= recipe.steps or spent)
 

@@ -3,20 +3,24 @@
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
-from vadis.data.corpus import Corpus
+from vadis.data.corpus import Clip, Corpus
 from vadis.data.scenes.judge import facing, walks_to
 from vadis.data.scenes.layout import COLOURS, Thing
 from vadis.data.scenes.render import Camera
 from vadis.errors import MissingExtra, VadisError
 from vadis.files import atomic_write
+from vadis.generators.scene_images import load_image
 from vadis.metrics.physical import ground_quality
 from vadis.motion import Motion
 from vadis.places import inside
+from vadis.records import checked
 from vadis.representations import representation
 
 Rows = list[dict[str, Any]]
@@ -34,7 +38,8 @@ def scene_report(corpus: Corpus) -> dict[str, Any]:
     for clip in corpus:
         if "things" not in clip.extra:
             raise VadisError(f"{corpus.path} is not a scene corpus. Make one with `vadis data scenes`.")
-        rows.setdefault(clip.extra["task"], []).append(_measure(rep.decode(clip.features), clip.extra))
+        facts = scene_facts(corpus, clip)
+        rows.setdefault(facts["task"], []).append(_measure(rep.decode(clip.features), facts))
     made = {kind: _summary(found) for kind, found in sorted(rows.items())}
     rejected = sum(corpus.about.get("rejected", {}).values())
     rooms = len(set(corpus.column("group")))
@@ -48,12 +53,29 @@ def scene_report(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _measure(motion: Motion, extra: dict[str, Any]) -> dict[str, float]:
-    target = tuple(extra["target"])
+class SceneFacts(TypedDict):
+    """What is read of a clip's `extra` in a scene corpus."""
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[misc]
+    task: str
+    image: str
+    colour: Literal[tuple(COLOURS)]  # type: ignore[valid-type]
+    azimuth: float
+    direction: float
+    target: tuple[float, float]
+    things: Annotated[list[Thing], Field(min_length=1, max_length=1000)]
+
+
+def scene_facts(corpus: Corpus, clip: Clip) -> SceneFacts:
+    """What a scene corpus says of a clip; raises FileError naming clip and field."""
+    return checked(SceneFacts, clip.extra, f"{corpus.path / 'index.parquet'}, clip {clip.id!r:.60}, extra")
+
+
+def _measure(motion: Motion, extra: SceneFacts) -> dict[str, float]:
+    target = extra["target"]
     arrival = walks_to(motion, target)
     path = motion.root[:, [2, 0]].double().numpy()
-    others = [Thing(**thing) for thing in extra["things"]]
-    gaps = [thing.clearance(path) for thing in others if math.dist(thing.place, target) > 1e-3]
+    gaps = [thing.clearance(path) for thing in extra["things"] if math.dist(thing.place, target) > 1e-3]
     quality = ground_quality(motion.positions.numpy()[None], fps=motion.fps).mean()
     return {
         "direction": extra["direction"],
@@ -99,18 +121,18 @@ def scene_sheet(corpus: Corpus, path: str | Path, rooms: int = 8, columns: int =
     tiles = []
     for group in list(groups)[:rooms]:
         clips = list(corpus.subset(group=group))
-        place = inside(corpus.path, clips[0].extra["image"], f"{corpus.path}, a clip's image")
-        with Image.open(place) as picture:
-            small = picture.convert("RGB")
+        place = inside(corpus.path, scene_facts(corpus, clips[0])["image"], f"{corpus.path}, a clip's image")
+        small = load_image(place)
         width, height = small.width * scale, small.height * scale
         tile = Image.new("RGB", (width, height + 14 * len(clips) + 6), "white")
         tile.paste(small.resize((width, height), Image.Resampling.LANCZOS))
         pen = ImageDraw.Draw(tile)
         for line, clip in enumerate(clips):
-            colour = tuple(round(255 * v) for v in COLOURS[clip.extra["colour"]])
+            facts = scene_facts(corpus, clip)
+            colour = tuple(round(255 * v) for v in COLOURS[facts["colour"]])
             root = rep.decode(clip.features).root[::3]
             ground = np.stack([root[:, 2], root[:, 0], np.zeros(len(root))], axis=1)
-            dots = Camera(azimuth=clip.extra["azimuth"]).project(ground, width, height)
+            dots = Camera(azimuth=facts["azimuth"]).project(ground, width, height)
             for x, y in dots[np.isfinite(dots).all(1)]:
                 pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
             pen.text((4, height + 2 + 14 * line), clip.captions[0].text[: width // 6], fill=colour)
