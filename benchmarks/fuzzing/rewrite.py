@@ -24,9 +24,10 @@ def rewrite_file(path: Path, rng: random.Random) -> str | None:
 
 def _json(data: bytes, rng: random.Random, lines: bool = False) -> bytes:
     value = _shuffled(json.loads(data, parse_float=_Number), rng)
+    whole = not (isinstance(value, dict) and "model_type" in value)  # transformers wants 1.0 where it wrote 1.0
     spaces = rng.choice((None, 1, 4)) if not lines else None
     separators = rng.choice(((",", ":"), (" , ", " : ")))
-    text = json.dumps(_marked(value, rng), indent=spaces, separators=separators, ensure_ascii=rng.random() < 0.5)
+    text = json.dumps(_marked(value, rng, whole), indent=spaces, separators=separators, ensure_ascii=rng.random() < 0.5)
     text = re.sub(r'"\\u0000number:([^"]*)"', r"\1", text)
     return (text + ("" if lines else rng.choice(("", "\n", "\r\n", " \n\n")))).encode("utf-8", "surrogatepass")
 
@@ -69,24 +70,24 @@ class _Number(str):
     """A number with a point, as it was written."""
 
 
-def written(number: str, rng: random.Random) -> str:
+def written(number: str, rng: random.Random, whole: bool = True) -> str:
     """The same number in another way: 0.5 as 5e-1 or 0.50, 1.0 as 1 or 1e0."""
     value = float(number)
     ways = [number, f"{value!r}", f"{value:.17e}"]
     if "e" not in number and "E" not in number:
         ways += [number + "0", number + "00e0"]
-    if value == int(value) and abs(value) < 1e15:
+    if whole and value == int(value) and abs(value) < 1e15:
         ways.append(f"{int(value)}" if value or not number.startswith("-") else number)
     return rng.choice(ways)
 
 
-def _marked(value: Any, rng: random.Random) -> Any:
-    """Numbers with a point as texts that `_json` takes out of their quotes."""
+def _marked(value: Any, rng: random.Random, whole: bool) -> Any:
+    """Numbers with a point as texts that `_json` takes out of their quotes; `whole`: 1.0 may become 1."""
     if isinstance(value, _Number):
-        return "\0number:" + written(value, rng)
+        return "\0number:" + written(value, rng, whole)
     if isinstance(value, dict):
-        return {key: _marked(inner, rng) for key, inner in value.items()}
-    return [_marked(inner, rng) for inner in value] if isinstance(value, list) else value
+        return {key: _marked(inner, rng, whole) for key, inner in value.items()}
+    return [_marked(inner, rng, whole) for inner in value] if isinstance(value, list) else value
 
 
 def _shuffled(value: Any, rng: random.Random) -> Any:

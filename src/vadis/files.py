@@ -179,11 +179,17 @@ def _work_folder(path: Path, work: str | None) -> Path:
 
 
 def stamp(*paths: str | Path) -> list[list[str | int]]:
-    """Name, size and time of files, of folders of all files below: says whether partial work still belongs to its inputs."""
+    """Name, size and time of files, of folders of all files below: says whether partial work still belongs to its inputs.
+
+    Raises FileError for one that is missing.
+    """
     found: list[list[str | int]] = []
     for path in map(Path, paths):
         for place in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            facts = place.stat()
+            try:
+                facts = place.stat()
+            except OSError as error:
+                raise FileError(f"can't read {place}: {error.strerror or error}.") from error
             if stat.S_ISREG(facts.st_mode):
                 found.append([os.path.abspath(place), facts.st_size, facts.st_mtime_ns])
     return found

@@ -117,9 +117,11 @@ def _reason(name: str, value: Any, page: str) -> str | None:
         return "names a class of another kind"
     if name.endswith(("attn_implementation", "experts_implementation", "_implementation_internal")):
         wanted = value.values() if isinstance(value, dict) else [value]
-        if not all(inner is None or inner in _IMPLEMENTATIONS for inner in wanted):
+        if not all(inner is None or (isinstance(inner, str) and inner in _IMPLEMENTATIONS) for inner in wanted):
             return "asks for a kernel that would be fetched"
     if name in ("dtype", "torch_dtype") and isinstance(value, str) and not _DTYPE.fullmatch(value):
+        return "names a type that is none"
+    if name == "model_type" and not isinstance(value, str):
         return "names a type that is none"
     if name == "model_type" and value in _DOWNLOADING:
         return "is made of parts that another library fetches"
@@ -171,9 +173,12 @@ def open_model(kind: Any, folder: str | Path, **options: Any) -> Any:
     return open_foreign(kind, folder, use_safetensors=True, **options)
 
 
-def model_of(kind: Any, config: Any, state: Mapping[str, Any], **options: Any) -> Any:
-    """A model of transformers with the tensors in `state`: no folder is read. Raises ModelError where they don't fit."""
-    with _in_one_line(kind, "its tensors"):
+def model_of(kind: Any, config: Any, state: Mapping[str, Any], where: object, **options: Any) -> Any:
+    """A model of transformers with the tensors in `state`, which come from `where`: no folder is read.
+
+    Raises ModelError where they don't fit.
+    """
+    with _in_one_line(kind, where):
         return kind.from_pretrained(None, config=config, state_dict=state, **options)
 
 

@@ -40,6 +40,10 @@ class DistilBertConfig:
     layers: Layers = 6
     heads: Heads = 12
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+
 
 @dataclass(frozen=True, config=CONFIG)
 class TMRConfig:

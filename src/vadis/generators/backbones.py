@@ -118,7 +118,7 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
         options: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True}
         if not adapter and (folder / "adapter_config.json").is_file():
             weights = _read_weights(_headers(folder), torch.device("cpu"), None)
-            model, report = model_of(kind, config, weights, **options)
+            model, report = model_of(kind, config, weights, folder, **options)
         else:
             model, report = open_model(kind, folder, config=config, **options)
         tokenizer = _text_tokenizer(folder)

@@ -44,7 +44,7 @@ def read_llama(file: Path) -> tuple[Any, Any]:
         raise FileError(f"the file holds {kinds}; expected a llama with the tokenizer gpt2, {_PRE}.")
     weights = _weights(reader, facts)
     config = _config(facts, tied="lm_head.weight" not in weights)
-    model, report = model_of(LlamaForCausalLM, config, weights, dtype=torch.float32, output_loading_info=True)
+    model, report = model_of(LlamaForCausalLM, config, weights, file, dtype=torch.float32, output_loading_info=True)
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise FileError(f"tensors are missing, left over or of another size: {wrong[:3]}.")

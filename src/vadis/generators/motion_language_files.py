@@ -11,8 +11,9 @@ A delta is what is needed beside a backbone that others have too (`"smollm2-135m
 
 import hashlib
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from vadis.generators.motion_ids import (
 from vadis.generators.motion_rows import head_of, resize, tied
 from vadis.hub import write_json
 from vadis.places import HUB_ID, HubName, commit_of, named_in_file
-from vadis.records import read_json
+from vadis.records import checked, read_json
 
 ROWS = "new_rows.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -345,13 +346,21 @@ def _padding(vocabulary: MotionVocabulary) -> Tensor:
     return ids[~vocabulary.text_mask() & ~vocabulary.is_motion(ids)]
 
 
+@dataclass(frozen=True)
+class _Delta:
+    """Which backbone a delta is for; more may stand there."""
+
+    base: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    embedding_sha256: str
+
+
 def _load_delta(
     folder: Path, vocabulary: MotionVocabulary, delta: Any, base: str | Path | None, allow_download: bool
 ) -> tuple[Any, Any]:
     from vadis.generators.motion_vocabulary import add_names
 
-    if not isinstance(delta, dict) or not {"base", "dtype", "embedding_sha256"} <= set(delta):
-        raise FileError(f"{folder} does not say which backbone its delta is for: save or download it again.")
+    checked(_Delta, delta, f"{folder / FILE}: delta", FileError)
     name = base or _base_named(folder, delta, allow_download)
     model, text_tokenizer = load_backbone(name, dtype=delta["dtype"])
     count, size = len(text_tokenizer), model.get_input_embeddings().weight.shape[0]

@@ -9,13 +9,15 @@ Shapes: B prompts, L ids of the longest, P patches of all images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vadis.errors import ModelError, VadisError
 from vadis.generators.scene_images import Image, load_image
+from vadis.records import checked
 
 MAX_VISUAL_TOKENS = 256
 """Of one image, MotionVLA's limit."""
@@ -93,6 +95,23 @@ class Prompt:
         return Prompt([*self.ids[: places[0] - 1], *self.ids[places[-1] + 2 :]])
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What may stand in scene_packer.json."""
+
+    max_visual_tokens: Annotated[int, Field(ge=1, le=65_536)] = MAX_VISUAL_TOKENS
+    min_visual_tokens: Annotated[int, Field(ge=1, le=65_536)] = 4
+    image_mean: tuple[_Share, _Share, _Share] = (0.5, 0.5, 0.5)
+    image_std: tuple[_Share, _Share, _Share] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if min(self.image_std) <= 0:
+            raise ValueError("a deviation is above 0")
+
+
 @dataclass
 class ScenePacker:
     """Images and instructions to what a vision-language model reads.
@@ -129,17 +148,12 @@ class ScenePacker:
         cls, text_tokenizer: Any, facts: VisionFacts | None, settings: dict[str, Any], where: str = "settings"
     ) -> "ScenePacker":
         """A packer with saved settings. Raises ModelError for values that can't be."""
+        known = {name: value for name, value in settings.items() if name in cls(text_tokenizer, facts).settings()}
+        checked(_Settings, known, where, ModelError)
         try:
-            made = cls(text_tokenizer, facts)
-            for name, kept in made.settings().items():
-                value = settings.get(name, kept)
-                setattr(made, name, int(value) if isinstance(kept, int) else tuple(float(x) for x in value))
-            if len(made.image_mean) != 3 or len(made.image_std) != 3 or min(made.image_std) <= 0:
-                raise ValueError("colours have three channels, and a deviation is positive")
-            made.__post_init__()
-            return made
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{where} can't be used ({str(error)[:120]}): save the model again.") from error
+            return cls(text_tokenizer, facts, **{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()})
+        except VadisError as error:
+            raise ModelError(f"{where}: {error}") from None
 
     @property
     def processor(self) -> Any:
@@ -201,7 +215,12 @@ class ScenePacker:
         tokenizer, marks = self.text_tokenizer, ""
         if image:
             f = self._facts()
-            marks = "".join(tokenizer.convert_ids_to_tokens([f.start_id, f.image_id, f.end_id]))
+            names = tokenizer.convert_ids_to_tokens([f.start_id, f.image_id, f.end_id])
+            if None in names:
+                raise ModelError(
+                    f"{tokenizer.name_or_path}: the text tokenizer lacks the vision tokens that config.json names."
+                )
+            marks = "".join(names)
         page = f"{marks}{text}\n"
         if getattr(tokenizer, "chat_template", None):
             turn = [{"role": "user", "content": f"{marks}{text}"}]  # what templates make of a list of image and text

@@ -283,7 +283,7 @@ class ClipEncoder(TextEncoder):
 
         config = open_foreign(CLIPTextConfig, folder)
         state = read_file(folder / "pytorch_model.bin")
-        return model_of(CLIPTextModelWithProjection, config, state, dtype=torch.float32)
+        return model_of(CLIPTextModelWithProjection, config, state, folder, dtype=torch.float32)
 
     def _width(self) -> int:
         return int(self.model.config.projection_dim)
