@@ -337,7 +337,8 @@ def test_planned_sentences_tell_what_is_certain():
         sentences = PlannedSentences(Words(), planner, 4.0, kind, certain=0.6)
         vectors = sentences.sentence(["walk", "turn left"])
         told = len(ATTRIBUTES)
-        assert vectors.shape == (2, 8 + 2 * told) and torch.equal(vectors[:1], sentences.sentence("walk"))
+        assert vectors.shape == (2, 8 + 2 * told)
+        torch.testing.assert_close(vectors[:1], sentences.sentence("walk"))  # sums of one row and of two differ by bits
         assert torch.equal(vectors[:, :8], Words().sentence(["walk", "turn left"]))
         known = vectors[:, 8 + told :].bool()
         assert known.any() and not known.all() and (vectors[:, 8 : 8 + told][~known] == 0).all()

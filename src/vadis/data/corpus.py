@@ -452,7 +452,7 @@ class Corpus:
         """Frames of a shard as float32, which must be finite."""
         array = self._shards[shard][frames].astype(np.float32)
         if not is_finite(array):
-            raise FileError(f"{self.path / f'shard-{shard:05d}.npy'} holds values that are not finite. {_AGAIN}")
+            raise FileError(f"{self.path / f'shard-{shard:05d}.npy'} holds NaN or infinite values. {_AGAIN}")
         return torch.from_numpy(array)
 
     def __iter__(self) -> Iterator[Clip]:
