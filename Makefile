@@ -14,11 +14,12 @@ JOBS ?= 2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo test lint format docs floors clean help
+.PHONY: demo test test-full lint format docs floors clean help
 
 help:
 	@echo "make demo    install, generate a motion from a sentence, write BVH, GLB, PNG and a page that plays it"
 	@echo "make test    install what the tests need and run them"
+	@echo "make test-full  the same, then what takes longer: ten thousand cases of damaged input a reader, kills, determinism"
 	@echo "make lint    ruff and pyright      make format   ruff format      make docs   build the documentation"
 	@echo "make floors  the tests with the oldest versions that vadis takes, in an environment of its own (downloads much)"
 	@echo "make clean   remove .venv, .venv-floors and $(DEMO)"
@@ -69,6 +70,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test $(VENV)/.npm lint
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 NODE_PATH=$(CURDIR)/$(VENV)/npm/node_modules \
 		$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# CASES=1000 for a first look. What is found is kept, so that a run which was stopped goes on.
+CASES ?= 10000
+test-full: test
+	OMP_NUM_THREADS=1 $(PY) benchmarks/fuzz.py all --cases $(CASES) --state runs/fuzz-$(CASES).jsonl
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) benchmarks/kills.py --data $(if $(VADIS_SHARED_DATA),$(VADIS_SHARED_DATA),../shared/data)
+	HF_HUB_OFFLINE=1 $(PY) benchmarks/determinism.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check src tests examples benchmarks
