@@ -132,7 +132,7 @@ def test_model_folders(tmp_path):
     report = describe(bundle / "tokenizer")
     assert report.kind == "model" and report.summary == "vadis tokenizer" and report.facts["licence"] == "not stated"
     (bundle / "model_index.json").write_text("[")
-    with pytest.raises(FileError, match="can't be read as JSON"):
+    with pytest.raises(FileError, match="is not valid JSON"):
         describe(bundle)
 
 

@@ -1,12 +1,12 @@
 """The half of `vadis info` that looks at weights and folders: names and shapes, sizes, licences, importable layouts."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vadis.errors import FileError
+from vadis.records import read_json
+from vadis.safetensors_files import read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LAYOUTS: tuple[tuple[str, tuple[str, ...], str], ...] = (  # importer, names that must all occur (regex), what it is
@@ -37,19 +37,9 @@ def importable_kind(names: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def safetensors_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes and dtypes by tensor name from the header of a safetensors file; no weights are read."""
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= min(path.stat().st_size - 8, 100 << 20):
-                raise ValueError("header size")
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in header.items()}
-        return shapes, {name: str(entry["dtype"]) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise FileError(f"{path.name} is not a whole safetensors file: download it again.") from None
+def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name from the header of a safetensors file; no weights are read."""
+    return {name: entry.shape for name, entry in read_header(path).items()}
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -81,7 +71,7 @@ def weight_facts(shapes: Shapes) -> dict[str, Any]:
 def describe_checkpoint(path: Path, report: Callable[..., Any]) -> Any:
     """A report on a file of weights: names and shapes, and which importer reads it."""
     if path.suffix.lower() == ".safetensors":
-        shapes, _ = safetensors_shapes(path)
+        shapes = safetensors_shapes(path)
     else:
         from vadis.checkpoint import read_state_dict
 
@@ -99,16 +89,6 @@ def describe_checkpoint(path: Path, report: Callable[..., Any]) -> Any:
     )
 
 
-def _page(path: Path) -> dict[str, Any]:
-    try:
-        page = json.loads(path.read_bytes()[: 16 << 20])
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path} can't be read as JSON ({str(error)[:80]}).") from None
-    if not isinstance(page, dict):
-        raise FileError(f"{path} must hold a JSON object.")
-    return page
-
-
 def licence(folder: Path) -> str | None:
     """The licence that a model card (`README.md`) declares in its header."""
     card = folder / "README.md"
@@ -123,7 +103,7 @@ def describe_folder(path: Path, report: Callable[..., Any]) -> Any:
     if (path / "model_index.json").is_file():
         return _bundle(path, report)
     if (path / "corpus.json").is_file():
-        page = _page(path / "corpus.json")
+        page = read_json(path / "corpus.json")
         facts = {k: v for k, v in page.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
         return report(str(path), "corpus", "corpus of motion and captions", facts, [f"vadis data stats {path}"])
     if (path / "config.json").is_file():
@@ -154,13 +134,13 @@ def _weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Shapes of all safetensors files in a folder, and warnings about other kinds of weights."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(path.glob("*.safetensors")):
-        shapes |= safetensors_shapes(file)[0]
+        shapes |= safetensors_shapes(file)
     others = [p.name for p in sorted(path.iterdir()) if p.suffix in (".bin", ".pth", ".pt", ".ckpt")]
     return shapes, [f"weights in {name}: import them, they are not read in place." for name in others if not shapes]
 
 
 def _component(path: Path, report: Callable[..., Any]) -> Any:
-    config = _page(path / "config.json")
+    config = read_json(path / "config.json")
     shapes, warnings = _weights(path)
     ours = "vadis" in config
     facts: dict[str, Any] = {k: config[k] for k in ("kind", "type", "representation", "fps") if k in config}
@@ -188,7 +168,7 @@ def _component(path: Path, report: Callable[..., Any]) -> Any:
 
 
 def _bundle(path: Path, report: Callable[..., Any]) -> Any:
-    index = _page(path / "model_index.json")
+    index = read_json(path / "model_index.json")
     facts: dict[str, Any] = {"pipeline": index.get("_class_name", "unknown")}
     total: dict[str, tuple[int, ...]] = {}
     warnings: list[str] = []

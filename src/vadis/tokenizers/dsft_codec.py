@@ -309,21 +309,21 @@ class ByteLevelBPE:
                 temporary.write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> tuple["ByteLevelBPE", "StreamPage"]:
+    def load(cls, folder: Path) -> tuple["ByteLevelBPE", dict[str, Any]]:
         """The codec of one stream's folder, and its scale, K and action_dim. Raises FileError for damaged files."""
         lib = _tokenizers()
         path = folder / "fast_config.json"
-        page = checked(StreamPage, read_json(path), path)
+        page = checked(_StreamPage, read_json(path), path)
         text = read_bytes(folder / "tokenizer.json", MAX_TOKENIZER)
         try:
             coder = lib.Tokenizer.from_str(text.decode("utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise FileError(f"{folder / 'tokenizer.json'} is damaged ({str(error)[:120]}).") from error
-        return cls(coder, page.min_token), page
+        return cls(coder, page.min_token), {"scale": page.scale, "K": page.K, "action_dim": page.action_dim}
 
 
 @dataclass(frozen=True)
-class StreamPage:
+class _StreamPage:
     """fast_config.json of the original: how the numbers of a stream were made."""
 
     scale: Positive

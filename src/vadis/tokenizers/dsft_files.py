@@ -158,8 +158,8 @@ def _read_codec(folder: Path, stream: str, facts: _Stream, config: DSFTConfig) -
         return codec
     codec, said = ByteLevelBPE.load(folder / stream)
     which = STREAMS.index(stream)
-    mine = (config.scale[which], config.K[which], len(config.split.columns[which]))
-    if (said.scale, said.K, said.action_dim) != mine or codec.digest != facts.sha256:
+    mine = {"scale": config.scale[which], "K": config.K[which], "action_dim": len(config.split.columns[which])}
+    if said != mine or codec.digest != facts.sha256:
         raise FileError(f"{folder / stream} is not what this tokenizer was saved with: save or download it again.")
     return codec
 
@@ -188,8 +188,8 @@ def from_original(
     first; the released code does not. Raises FileError for damaged folders, ShapeError for widths that fit no split.
     """
     folder = Path(folder)
-    (base, facts), (phys, facts_phys) = (ByteLevelBPE.load(folder / stream) for stream in STREAMS)
-    widths = facts.action_dim, facts_phys.action_dim
+    (base, about_base), (phys, about_phys) = (ByteLevelBPE.load(folder / stream) for stream in STREAMS)
+    widths = about_base["action_dim"], about_phys["action_dim"]
     if split is None and representation is None:
         chosen = split_of_sizes(*widths)
         representation = chosen.name
@@ -201,8 +201,8 @@ def from_original(
     if (mean is None) != (std is None):
         raise ModelError("give both mean and std, or neither.")
     fields: dict[str, Any] = {
-        "representation": representation, "split": chosen, "K": (facts.K, facts_phys.K),
-        "scale": (facts.scale, facts_phys.scale), "codec": "bytelevel",
+        "representation": representation, "split": chosen, "K": (about_base["K"], about_phys["K"]),
+        "scale": (about_base["scale"], about_phys["scale"]), "codec": "bytelevel",
         "normalize": "none" if mean is None else "zscore", "fps": fps or fps_of(representation),
     }  # fmt: skip
     with about(folder):
