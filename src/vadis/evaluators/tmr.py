@@ -75,6 +75,10 @@ class TMRConfig:
     min_frames: Frames = 20
     max_frames: Frames = 300
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ModelError(f"width {self.width} must be a multiple of heads {self.heads}.")
+
 
 class MotionEncoder(DistributionEncoder):
     """Normalised features to a distribution."""

@@ -17,6 +17,8 @@ def _read_header(file: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...]
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
+        if not all(type(n) is int for n in shape):  # True and False pass for numbers in NumPy's own check
+            raise ValueError("a shape of something else than numbers")
         count = int(np.prod(shape, dtype=object)) if shape else 1
     except Exception as error:  # the header is a Python literal: a damaged one raises almost anything
         raise FileError(f"{name} is not a NumPy array, or its header is damaged.") from error

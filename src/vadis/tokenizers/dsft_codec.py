@@ -22,7 +22,7 @@ from vadis.errors import FileError, MissingExtra, ModelError, VadisError, about
 from vadis.files import atomic_write
 from vadis.io.arrays import Npz
 from vadis.records import checked, read_bytes, read_json
-from vadis.sizes import Positions, Positive
+from vadis.sizes import Positions
 
 FIRST_CHARACTER = 0x4E00
 MAX_ALPHABET = 20_000
@@ -326,7 +326,7 @@ class ByteLevelBPE:
 class _StreamPage:
     """fast_config.json of the original: how the numbers of a stream were made."""
 
-    scale: Positive
+    scale: Annotated[float, Field(gt=0, le=1_000_000)]
     min_token: Annotated[int, Field(ge=-(2**31), lt=2**31)]
     K: Positions
     action_dim: Annotated[int, Field(ge=0, le=65_536)]

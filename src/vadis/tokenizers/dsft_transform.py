@@ -29,6 +29,7 @@ INTEGRATED = {"root_velocity", "heading_velocity", "root_yaw_velocity", "root_li
 """Slices whose values are summed up along a clip when it is decoded."""
 MAX_FRAMES = 1_000_000
 Count = Annotated[int, Field(le=MAX_FRAMES)]
+Scale = Annotated[float, Field(le=1_000_000)]
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -42,7 +43,7 @@ class DSFTConfig:
     """Columns of the two streams."""
     K: tuple[Count, Count] = (5, 25)
     """Coefficients kept of Base and Phys."""
-    scale: tuple[float, float] = (10.0, 10.0)
+    scale: tuple[Scale, Scale] = (10.0, 10.0)
     """Integers per unit of a coefficient."""
     codec: Literal["integer", "bytelevel"] = "integer"
     normalize: Literal["zscore", "none"] = "zscore"
