@@ -166,6 +166,19 @@ def test_weights_that_are_no_numbers_are_named(folder: Path, value: float) -> No
         load_strictly(small(), model.state_dict())
 
 
+def test_a_deviation_is_above_zero(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    mini = Path(vadis.__file__).parent / "models" / "vadis-mini" / "tokenizer"
+    (tmp_path / "config.json").write_bytes((mini / "config.json").read_bytes())
+    state = read_safetensors(mini / "model.safetensors")
+    for value in (0.0, -1.0, 1e-30):
+        state["std"] = torch.full_like(state["std"], value)
+        save_file(state, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match="std, a deviation to divide by, must be above"):
+            vadis.load(tmp_path)
+
+
 def test_shards_hold_what_the_index_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "SHARD_BYTES", 4000)
     small().save_pretrained(folder)

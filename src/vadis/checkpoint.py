@@ -103,6 +103,8 @@ def check_fit(module: nn.Module, stated: Mapping[str, Entry], *, strict: bool = 
         )
 
 
+MIN_STD = 1e-20
+"""Features divided by less are infinite."""
 MAX_WEIGHT = 1e18
 """Products of larger weights are infinite; trained ones are below a million."""
 
@@ -145,4 +147,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, assign: boo
     taken = {name: tensor for name, tensor in state.items() if name in own}
     unset = [n for n in getattr(module, "may_be_unset", ()) if n in taken and _unset(taken[n])]
     check_finite({name: tensor for name, tensor in taken.items() if name not in unset})
+    std = taken.get("std")
+    if std is not None and not std.is_meta and bool((std < MIN_STD).any()):
+        raise ModelError(f"the weights std, a deviation to divide by, must be above {MIN_STD:g}: save the model again.")
     module.load_state_dict(taken, strict=False, assign=assign)

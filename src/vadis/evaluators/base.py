@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vadis.checkpoint import MIN_STD
 from vadis.component import Component
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.representations import Representation, representation
@@ -76,7 +77,7 @@ class Evaluator(Component):
                 raise ModelError(
                     f"{name} has the shape {tuple(tensor.shape)}; this evaluator needs {tuple(own.shape)}."
                 )
-            if not torch.isfinite(tensor).all() or (name == "std" and not (tensor > 0).all()):
+            if not torch.isfinite(tensor).all() or (name == "std" and not (tensor >= MIN_STD).all()):
                 raise ModelError(f"{name} must be finite{' and above zero' if name == 'std' else ''}: check the file.")
             own.copy_(tensor)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vadis.cancel import stop_if_cancelled
+from vadis.checkpoint import MIN_STD
 from vadis.component import Component
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.motion import Motion
@@ -137,7 +138,7 @@ class Tokenizer(Component):
                 raise ShapeError(
                     f"{name} has shape {tuple(value.shape)}; this tokenizer needs ({self.config.feature_dim},)."
                 )
-            if not torch.isfinite(value).all() or (name == "std" and not bool((value > 0).all())):
+            if not torch.isfinite(value).all() or (name == "std" and not bool((value >= MIN_STD).all())):
                 raise VadisError(f"{name} holds values that can't normalise (not finite, or std <= 0): recompute it.")
             getattr(self, name).copy_(value)
 
