@@ -270,5 +270,5 @@ def _parquet(data: bytes, rng: random.Random) -> Damage:
 TEXTS = (".bvh", ".amc", ".asf", ".txt", ".csv", ".json", ".jsonl", ".yaml", ".yml", ".model", ".jinja")
 STRUCTURED: dict[str, Callable[[bytes, random.Random], Damage]] = {
     ".json": _json, ".jsonl": _json_lines, ".yaml": _yaml, ".npy": _npy, ".npz": _npz, ".zip": _zip, ".tar.gz": _tar_gz,
-    ".pt": _zip, ".pth": _zip, ".ckpt": _zip, ".bin": _zip, ".safetensors": _safetensors, ".glb": _glb, ".parquet": _parquet,
+    ".pt": _zip, ".pth": _zip, ".ckpt": _zip, ".bin": _zip, ".tar": _zip, ".safetensors": _safetensors, ".glb": _glb, ".parquet": _parquet,
 }  # fmt: skip

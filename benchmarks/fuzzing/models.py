@@ -14,6 +14,7 @@ import torch
 import transformers  # noqa: F401
 
 import vadis
+from fuzzing.data import small_corpus
 from fuzzing.motions import walk
 from fuzzing.parts import (
     TOKENIZERS,
@@ -248,35 +249,62 @@ def _read_checkpoint(folder: Path) -> Any:
     return {"state": Made(read_state_dict(path)), "report": describe(path).to_dict()["facts"]}
 
 
+def _published(tokenizer: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The weights under the names that their authors gave them."""
+    ours = ("mean", "std", "code_sum", "code_count", "initialised")
+    return {prefix + name: value for name, value in tokenizer.state_dict().items() if name.split(".")[-1] not in ours}
+
+
 def _make_imports(root: Path) -> None:
-    for name in ("fsq", "field", "dsft"):
-        (root / name).mkdir()
-    tokenizer = small_tokenizer("fsq")
-    state = {f"vqvae.{name}": value for name, value in tokenizer.state_dict().items() if name not in ("mean", "std")}
-    torch.save({"net": state}, root / "fsq" / "fsq.pth")
-    for name in ("mean", "std"):
-        np.save(root / "fsq" / f"{name}.npy", getattr(tokenizer, name).numpy())
-    field = PoseField(PoseFieldConfig(widths=(16, 8)))
-    torch.save({"model_state_dict": field.state_dict()}, root / "field" / "field.pt")
+    for name in ("fsq", "vq", "rvq/model", "mg_vq", "field", "dsft"):
+        (root / name).mkdir(parents=True)
+    for name in ("fsq", "vq", "rvq", "mg_vq"):
+        for part in ("mean", "std"):
+            np.save(root / name / f"{part}.npy", getattr(small_tokenizer(name), part).numpy())
+    torch.save({"net": _published(small_tokenizer("fsq"), "vqvae.")}, root / "fsq" / "fsq.pth")
+    torch.save({"net": _published(small_tokenizer("vq"))}, root / "vq" / "net_last.pth")
+    torch.save({"vq_model": _published(small_tokenizer("rvq")), "ep": 7}, root / "rvq" / "model" / "net_best_fid.tar")
+    (root / "rvq" / "opt.txt").write_text(
+        "--- Options ---\nbatch_size: 256\nmu: 0.9\nshared_codebook: False\n--- End ---"
+    )
+    state = _published(small_tokenizer("mg_vq"), "model.vqvae.")
+    state["model.vqvae.quantizer.codebooks"] = state.pop("model.vqvae.quantizer.codebook")
+    torch.save(state, root / "mg_vq" / "pytorch_model.bin")
+    page = {
+        "input_dim": 272,
+        "width": 16,
+        "depth": small_tokenizer("mg_vq").config.depth,
+        "code_dim": 16,
+        "num_groups": 4,
+        "fps": 30,
+    }
+    (root / "mg_vq" / "config.json").write_text(json.dumps(page))
+    torch.save(
+        {"model_state_dict": PoseField(PoseFieldConfig(widths=(16, 8))).state_dict()}, root / "field" / "field.pt"
+    )
     made = DSFTTokenizer.fit(
         [features(48), features(60)], "ms272", vocab=(600, 600), codec="bytelevel", normalize="none"
     )
     made.save_pretrained(root / "dsft")
 
 
+IMPORTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "fsq": ("motionmillion-fsq", "fsq.pth", {"levels": (5, 5, 5)}), "vq": ("t2mgpt-vqvae", "net_last.pth", {}),
+    "rvq": ("momask-rvq", "", {"representation": "ms272"}), "mg_vq": ("motion-vqvae", "", {}),
+    "field": ("nrdf", "field.pt", {"widths": (16, 8)}), "dsft": ("dsft", "", {}),
+}  # fmt: skip
+"""Input → kind of the checkpoint, its file and options."""
+
+
 def _read_import(folder: Path) -> Any:
+    kind, name, options = IMPORTS[folder.name]
+    made = vadis.import_checkpoint(kind, folder / name, **options)
     if folder.name == "dsft":
-        made = vadis.import_checkpoint("dsft", folder)
-        return {"config": made.config, "decoded": Made(made.decode(made.encode(features(32))))}
-    if folder.name == "fsq":
-        made = vadis.import_checkpoint("motionmillion-fsq", folder / "fsq.pth", levels=(5, 5, 5))
-    else:
-        made = vadis.import_checkpoint("nrdf", folder / "field.pt", widths=(16, 8))
+        return {"config": made.config, "decoded": Made.by(lambda: made.decode(made.encode(features(32))))}
     return {"model": made, "config": made.config, "made": Made(_use(made))}
 
 
 def _make_runs(root: Path) -> None:
-    from fuzzing.data import small_corpus
     from vadis.training import train
 
     run = root / "run"
@@ -308,6 +336,7 @@ def _make_folders(root: Path) -> None:
     for name in ("vq", "guo"):
         _components()[name].save_pretrained(root / name)
     language_model(root / "full", "full")
+    small_corpus(root / "corpus")
 
 
 READERS = {

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from vadis.errors import VadisError
 from vadis.motion import Motion
 
 MAX_FPS = 10_000
@@ -27,6 +28,14 @@ class Made:
     """What a model made; weights that came damaged may make anything, so only its equality counts."""
 
     value: Any
+
+    @classmethod
+    def by(cls, make: Callable[[], Any]) -> "Made":
+        """What `make` returns, or that it refused: a model that loads may still be none for the inputs at hand."""
+        try:
+            return cls(make())
+        except VadisError:
+            return cls("refused")
 
 
 def expect(condition: bool, text: str) -> None:
