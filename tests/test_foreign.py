@@ -116,6 +116,8 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
     ("config", {"vision_config": {"architecture": "hf-hub:owner/name"}}),
     ("config", {"dtype": "load"}),
     ("config", {"tokenizer_class": "pipeline"}),
+    ("config", {"text_config": {"num_hidden_layers": 1_000_000_000}}),
+    ("config", {"num_labels": 1_000_000_000}),
     ("generation_config", {"custom_generate": "owner/name"}),
     ("generation_config", {"compile_config": {"backend": "marker"}}),
     ("generation_config", {"penalty_alpha": 0.6, "top_k": 4}),
@@ -205,6 +207,9 @@ LORA = {
         {"layer_replication": [[0, 1_000_000]]},
         {"init_lora_weights": "pissa"},
         {"task_type": "SEQ_CLS"},
+        {"target_modules": ["q_proj", 0.5]},
+        {"target_modules": "(a+)+x"},
+        {"r": "4"},
         {"something_new": "x"},
     ],
     ids=lambda fields: next(iter(fields)),
@@ -220,7 +225,7 @@ def test_adapters_are_loras_and_nothing_more(fields: dict[str, Any], tmp_path: P
             adapter_fields(page, tmp_path / "adapter_config.json")
         )
     write(tmp_path, adapter_config=LORA | fields)
-    with pytest.raises(ModelError, match=r"adapter_config\.json: \w+ is "):
+    with pytest.raises(ModelError, match=r"adapter_config\.json: "):
         check_folder(tmp_path)
 
 

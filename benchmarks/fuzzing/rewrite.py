@@ -94,5 +94,7 @@ def _shuffled(value: Any, rng: random.Random) -> Any:
     if isinstance(value, dict):
         keys = list(value)
         rng.shuffle(keys)
+        if "phases" in value:  # run in the order in which they stand
+            return {key: value[key] if key == "phases" else _shuffled(value[key], rng) for key in keys}
         return {key: _shuffled(value[key], rng) for key in keys}
     return [_shuffled(inner, rng) for inner in value] if isinstance(value, list) else value

@@ -8,14 +8,17 @@ is False in every call, weights come from safetensors only, and nothing is looke
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 
 from vadis.errors import FileError, MissingExtra, ModelError
 from vadis.places import check_links
-from vadis.records import read_json
+from vadis.records import checked, read_json
 
 MAX_PAGE = 32 << 20
 """Bytes of a JSON page; a tokenizer's with ten thousand named tokens has two million."""
@@ -55,6 +58,9 @@ _CLASSES = {
 """What a class named in a page must be called: transformers would call any of its objects with the page's values."""
 _IMPLEMENTATIONS = {"eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm"}
 """Attention and expert layers that torch itself computes; other names may be kernels of the Hub."""
+MAX_REPEATS = 4096
+"""Layers, experts, classes: each is an object of its own before any weight is looked at."""
+_REPEATS = re.compile(r"layer|depth|expert|block|num_labels|num_stages")
 _DOWNLOADING = {"timm_backbone", "timm_wrapper"}
 """Kinds of model whose parts another library makes, from its own Hub names."""
 
@@ -123,6 +129,8 @@ def _reason(name: str, value: Any, page: str) -> str | None:
         return "names a type that is none"
     if name == "model_type" and not isinstance(value, str):
         return "names a type that is none"
+    if _REPEATS.search(name) and isinstance(value, int) and value > MAX_REPEATS:
+        return f"promises more than {MAX_REPEATS:,} parts"
     if name == "model_type" and value in _DOWNLOADING:
         return "is made of parts that another library fetches"
     if name == "architecture" and isinstance(value, str) and not re.fullmatch(r"[\w.]+", value):
@@ -203,12 +211,39 @@ def tokenizer_of(path: Path) -> Any:
 
 # ---- adapters of peft
 
-_ADAPTER_READ = {
-    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias", "use_rslora",
-    "use_dora", "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "target_parameters", "lora_bias", "init_lora_weights", "trainable_token_indices", "ensure_weight_tying", "task_type",
-}  # fmt: skip
-"""Fields of a LoRA that are taken from the file."""
+Names = Annotated[list[str], Field(max_length=10_000)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class _Lora:
+    """Fields of a LoRA that are taken from the file."""
+
+    r: Annotated[int, Field(ge=1, le=65_536)] = 8
+    lora_alpha: Annotated[float, Field(ge=0, le=1e6)] = 8
+    lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    target_modules: str | Names | None = None
+    exclude_modules: str | Names | None = None
+    fan_in_fan_out: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: Names | None = None
+    layers_to_transform: int | Annotated[list[int], Field(max_length=10_000)] | None = None
+    layers_pattern: str | Names | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=65_536)]] | None = None
+    alpha_pattern: dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = None
+    target_parameters: Names | None = None
+    lora_bias: bool = False
+    init_lora_weights: bool | Literal["gaussian"] = True
+    """Other ways change the base."""
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    ensure_weight_tying: bool = False
+    task_type: Literal["CAUSAL_LM"] | None = None
+
+
+_ADAPTER_READ = {field.name for field in fields_of(_Lora)}
+_REPEATED, _NESTED = re.compile(r"(?<!\\)[*+{]"), re.compile(r"\)\s*[*+{]")
+"""Where a regular expression repeats, and where it repeats a group: peft tries such patterns on every name."""
 _ADAPTER_PASSED_OVER = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 """Fields that the model at hand answers, whatever the file says."""
 _ADAPTER_AT_REST = {"peft_type": "LORA", "megatron_core": "megatron.core", "qalora_group_size": 16}
@@ -229,13 +264,15 @@ def adapter_fields(page: Mapping[str, Any], path: Path) -> dict[str, Any]:
             continue
         if value is not None and value is not False and value not in ({}, []):
             raise ModelError(f"{path}: {name} is {value!r:.60}, which vadis does not read: set it to null.")
-    if page.get("task_type") not in (None, "CAUSAL_LM"):
-        raise ModelError(f"{path}: task_type is {page['task_type']!r:.60}; expected CAUSAL_LM.")
-    if page.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        raise ModelError(
-            f"{path}: init_lora_weights is {page['init_lora_weights']!r:.60}, which changes the base: set it to true."
-        )
-    return {name: page[name] for name in sorted(_ADAPTER_READ & set(page))}
+    fields = {name: page[name] for name in sorted(_ADAPTER_READ & set(page)) if page[name] is not None}
+    checked(_Lora, fields, path, ModelError)
+    for name in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        for pattern in [value] if isinstance(value := fields.get(name, ()), str) else value:
+            if len(_REPEATED.findall(pattern)) > 3 or _NESTED.search(pattern):
+                raise ModelError(
+                    f"{path}: {name} has a pattern that may take for ever ({pattern!r:.60}): list the names."
+                )
+    return fields
 
 
 def _names_transformers(value: Any) -> bool:

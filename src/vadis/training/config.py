@@ -107,8 +107,6 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
     Raises FileError when it is missing, no YAML, not a mapping, or holds what no setting can be (dates, numbers beyond 64 bits).
     """
-    if not Path(path).is_file():
-        raise FileError(f"can't read the recipe {path}: there is no such file.")
     return _plain(read_yaml(path), str(path), FileError)
 
 
