@@ -132,6 +132,9 @@ def test_bad_clips_are_refused(tmp_path):
             writer.add("b", torch.full((10, D), 1e6), **facts)
         with pytest.raises(VadisError, match="weight 0"):
             writer.add("b", clip(0, 10), **facts, weight=0)
+        for start, end in ((-1.0, 0.0), (3.0, 2.0), (float("nan"), 1.0), (0.0, float("inf"))):
+            with pytest.raises(VadisError, match=f"clip 'b': a caption from {start} to {end} s"):
+                writer.add("b", clip(0, 10), [Caption("x", start, end)], **facts)
     with pytest.raises(VadisError, match="would be empty"), CorpusWriter(tmp_path / "empty") as writer:
         writer.reject("a", "too short")
     (tmp_path / "home").mkdir()
@@ -139,6 +142,29 @@ def test_bad_clips_are_refused(tmp_path):
     with pytest.raises(FileError, match="has no corpus.json"), CorpusWriter(tmp_path / "home"):
         pass
     assert (tmp_path / "home" / "letter.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "said"),
+    [
+        ("clip", lambda rows: ["clip0", *rows[:-1]], "the clip 'clip0' is there twice"),
+        ("captions", lambda rows: [[{"text": "x", "start": -1.0, "end": 2.0, "kind": "k"}], *rows[1:]],
+         "clip 'clip0': a caption from -1 to 2 s"),
+        ("captions", lambda rows: [*rows[:-1], [*rows[-1], {"text": "x", "start": 3.0, "end": 2.0, "kind": "k"}]],
+         "clip 'clip3': a caption from 3 to 2 s"),
+    ],
+)  # fmt: skip
+def test_rows_that_can_t_be_are_named(corpus, column, change, said):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    index = corpus.path / "index.parquet"
+    table = pq.read_table(index)
+    place = table.column_names.index(column)
+    made = pa.array(change(table.column(column).to_pylist()), table.schema.field(column).type)
+    pq.write_table(table.set_column(place, column, made), index)
+    with pytest.raises(FileError, match=rf"index\.parquet.*{said}"):
+        _ = Corpus.open(corpus.path).ids
 
 
 def test_damage_is_named(corpus, tmp_path):
@@ -150,7 +176,7 @@ def test_damage_is_named(corpus, tmp_path):
     with pytest.raises(FileError, match="version 99"):
         Corpus.open(path)
     (path / "corpus.json").write_text("{")
-    with pytest.raises(FileError, match="corpus.json can.t be read as JSON"):
+    with pytest.raises(FileError, match="corpus.json .*JSON"):
         Corpus.open(path)
     (path / "corpus.json").write_text(json.dumps(page))
     shard = path / "shard-00001.npy"

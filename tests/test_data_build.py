@@ -234,7 +234,7 @@ class TestCaptions:
             ('{"clip": "a", "text": "x", "start_s": 3, "end_s": 2}', "begins at 3 s and ends at 2 s"),
             ('{"clip": "a", "text": 5}', "text: input should be a valid string"),
             ('{"clip": "a", "whole": "x"}', "whole"),
-            ('{"clip": "a"}', "a row needs text, or whole"),
+            ('{"clip": "a"}', "it needs text, or whole"),
             ('{"clip": "a", "text": ' + "[" * 3000 + "]" * 3000 + "}", "text|JSON"),
         ],
     )

@@ -1,5 +1,6 @@
 """Readers of settings: every recipe that comes with vadis, `key=value` on top of them, and studies."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ OVERRIDES = (
 )
 
 
-def _make_recipes(root: Path) -> None:
+def _make_recipes(root: Path, phases: bool = False) -> None:
     for path in sorted([*RECIPES.glob("*.yaml"), *RECIPES.glob("bench/*.yaml")]):
+        if phases != ("\nphases:" in path.read_text(encoding="utf-8")):
+            continue
         name = f"{path.parent.name}-{path.stem}"
         (root / name).mkdir()
         (root / name / "recipe.yaml").write_bytes(path.read_bytes())
@@ -63,6 +66,7 @@ def _read_study(folder: Path) -> Any:
 
 READERS = {
     "recipe": Reader(_make_recipes, _read_recipe),
+    "phases": Reader(partial(_make_recipes, phases=True), _read_recipe, rewrites=False),  # their order has a meaning
     "overrides": Reader(_make_overrides, _read_overrides, files=("overrides.txt",), named=False),
     "study": Reader(
         _make_studies, _read_study, files=("studies/*.yaml",), rewrites=False

@@ -6,21 +6,21 @@ Every stage is a plain function on one motion; nothing is skipped silently: what
 """
 
 import hashlib
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 import torch
 from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as dataclass_of_rows
 from typing_extensions import TypedDict
 
 from vadis.data.captions import mirror_text
 from vadis.data.clean import repair
-from vadis.data.corpus import Caption, Corpus, CorpusWriter
+from vadis.data.corpus import MAX_SECONDS, Caption, Corpus, CorpusWriter
 from vadis.errors import FileError, VadisError
 from vadis.files import stamp
 from vadis.io import load_motion
@@ -51,42 +51,25 @@ class BuildOptions:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)] | int
-Seconds = Annotated[float, Field(ge=0, lt=1_000_000)]
+Seconds = Annotated[float, Field(ge=0, lt=MAX_SECONDS)]
 _KINDS = ("detailed", "upper", "lower")
 
 
-@dataclass_of_rows(frozen=True, config=ConfigDict(extra="ignore", allow_inf_nan=False))
-class CaptionRow:
-    """A line of a caption list."""
+class CaptionRow(TypedDict):
+    """A line of a caption list: `text`, or the described form."""
 
+    __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)  # type: ignore[misc]
     clip: Name
-    text: str | None = None
-    start_s: Seconds = 0.0
-    end_s: Seconds = 0.0
-    """0: the end of the clip."""
-    kind: str | None = None
-    source: str | None = None
-    whole: list[str] | None = None
-    detailed: str | None = None
-    upper: str | None = None
-    lower: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.text is None and self.whole is None and not any(getattr(self, k) is not None for k in _KINDS):
-            raise ValueError("a row needs text, or whole, detailed, upper or lower")
-        if self.end_s and not self.start_s < self.end_s:
-            raise ValueError(
-                f"it begins at {self.start_s:g} s and ends at {self.end_s:g} s; an end is later, or 0 for the clip's"
-            )
-
-    @property
-    def sentences(self) -> Iterator[tuple[str, str]]:
-        """Text and kind of all that the row says."""
-        if self.text is not None:
-            yield self.text, self.kind or self.source or "label"
-            return
-        yield from ((text, "whole") for text in self.whole or ())
-        yield from ((text, kind) for kind in _KINDS if (text := getattr(self, kind)))
+    text: NotRequired[str]
+    start_s: NotRequired[Seconds]
+    end_s: NotRequired[Seconds]
+    """0 or none: the end of the clip."""
+    kind: NotRequired[str]
+    source: NotRequired[str]
+    whole: NotRequired[list[str]]
+    detailed: NotRequired[str | None]
+    upper: NotRequired[str | None]
+    lower: NotRequired[str | None]
 
 
 class Facts(TypedDict):
@@ -107,12 +90,25 @@ def read_captions(paths: Iterable[str | Path]) -> dict[str, list[Caption]]:
     """
     found: dict[str, list[Caption]] = defaultdict(list)
     for path in map(Path, paths):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise FileError(f"can't read the captions {path}: there is no such file.")
-        for _, row in read_rows(CaptionRow, path, "not a caption row: "):
-            found[str(row.clip)] += [
-                Caption(text.strip(), row.start_s, row.end_s, kind) for text, kind in row.sentences if text.strip()
-            ]
+        for number, row in read_rows(CaptionRow, path, "not a caption row: "):
+            start, end = row.get("start_s", 0.0), row.get("end_s", 0.0)
+            if end and not start < end:
+                raise FileError(
+                    f"{path}, line {number}: not a caption row: it begins at {start:g} s and ends at {end:g} s; an end is later, "
+                    "or 0 for the clip's."
+                )
+            if "text" in row:
+                texts = [(row["text"], row.get("kind", row.get("source", "label")))]
+            elif described := row.keys() & {"whole", *_KINDS}:
+                texts = [(text, "whole") for text in row.get("whole", ())]
+                texts += [(text, kind) for kind in _KINDS if kind in described and (text := row[kind])]
+            else:
+                raise FileError(
+                    f"{path}, line {number}: not a caption row: it needs text, or whole, detailed, upper or lower."
+                )
+            found[str(row["clip"])] += [Caption(text.strip(), start, end, kind) for text, kind in texts if text.strip()]
     return dict(found)
 
 
@@ -123,7 +119,7 @@ def read_manifest(path: str | Path | None) -> dict[str, dict[str, Any]]:
     """
     if path is None:
         return {}
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise FileError(f"can't read the manifest {path}: there is no such file.")
     found: dict[str, dict[str, Any]] = {}
     for number, row in read_rows(Facts, path, "can't read the manifest's row: "):

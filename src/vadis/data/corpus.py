@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Self
 
@@ -31,6 +32,8 @@ from vadis.files import WORK, atomic_folder, atomic_write
 from vadis.records import checked, parse_json, read_lines
 
 VERSION = 1
+MAX_SECONDS = 1_000_000
+"""Of a caption's times."""
 HEADER = 128  # bytes before the data of a shard: room for any shape, so the header can be rewritten in place
 STATISTICS_FRAMES = (
     200_000  # mean and std are taken over about this many frames, evenly picked clips of the train split
@@ -45,7 +48,7 @@ class Caption:
     start: float
     """Seconds into the clip."""
     end: float
-    """Seconds into the clip."""
+    """Seconds into the clip; 0: its end."""
     kind: str = "whole"
     """What the sentence is: whole, detailed, upper, lower, label, automatic…"""
 
@@ -175,6 +178,12 @@ class CorpusWriter:
             raise VadisError(
                 f"clip {clip_id!r}: weight {weight}; a weight is greater than zero. Leave the clip out instead."
             )
+        for c in captions:
+            if not 0 <= c.start < MAX_SECONDS or not (c.end == 0 or c.start <= c.end < MAX_SECONDS):
+                raise VadisError(
+                    f"clip {clip_id!r:.80}: a caption from {c.start} to {c.end} s; times are seconds into the clip, the end "
+                    "after the start, or 0 for the clip's."
+                )
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(array, dtype="<f2")
         if not np.isfinite(array).all():
@@ -390,6 +399,7 @@ class Corpus:
 
     def __init__(self, path: Path, about: dict[str, Any], table: Any, shards: list[np.ndarray]) -> None:
         self.path, self.about, self._table, self._shards = path, about, table, shards
+        self._index = str(path / "index.parquet")
         self.representation: str = about["representation"]
         self.fps: float = about["fps"]
         self.dim: int = about["dim"]
@@ -397,7 +407,6 @@ class Corpus:
         """(D,) over the train split."""
         self.std = torch.tensor(about["std"], dtype=torch.float32)
         """(D,) over the train split, by the representation's rule."""
-        self.ids: list[str] = table.column("clip").to_pylist()
         self.frames, self.weights = (table.column(n).to_numpy() for n in ("frames", "weight"))
         self._shard_of, self._first = (table.column(n).to_numpy() for n in ("shard", "first"))
         self._rows_by_id: dict[str, int] | None = None
@@ -421,10 +430,38 @@ class Corpus:
         check_spans(path / "index.parquet", "frames", corpus._first, corpus.frames, sizes[corpus._shard_of], _AGAIN)
         if len(table) and (corpus.frames.min() < 1 or not corpus.weights.min() > 0):
             raise FileError(f"{path / 'index.parquet'}: a clip has at least a frame and a weight above 0. {_AGAIN}")
+        corpus._check_times()
         return corpus
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """The clips' names. Raises FileError when one comes twice."""
+        ids = self._table.column("clip").to_pylist()
+        if len(set(ids)) < len(ids):
+            twice = next(name for name, count in Counter(ids).items() if count > 1)
+            raise FileError(f"{self.path / 'index.parquet'}: the clip {twice!r:.80} is there twice. {_AGAIN}")
+        return ids
+
+    def _check_times(self) -> None:
+        """Raise FileError for a caption of times that can't be."""
+        import pyarrow.compute as pc
+
+        column = self._table.column("captions")
+        said = pc.call_function("list_flatten", [column])
+        start, end = (
+            pc.call_function("struct_field", [said], pc.StructFieldOptions(name)).to_numpy()
+            for name in ("start", "end")
+        )
+        wrong = (start < 0) | (start >= MAX_SECONDS) | (end >= MAX_SECONDS) | ((end < start) & (end != 0))
+        if wrong.any():
+            place = int(wrong.argmax())
+            clip = self.ids[pc.call_function("list_parent_indices", [column])[place].as_py()]
+            raise FileError(
+                f"{self.path / 'index.parquet'}, clip {clip!r:.60}: a caption from {start[place]:g} to {end[place]:g} s. {_AGAIN}"
+            )
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._table)
 
     def __getitem__(self, row: int) -> Clip:
         if not -len(self) <= row < len(self):
@@ -436,7 +473,7 @@ class Corpus:
         return Clip(r["clip"], self.frames_of(row % len(self)), captions, **facts, extra=extra)
 
     def _extra(self, clip: str, text: str) -> dict[str, Any]:
-        where = f"{self.path / 'index.parquet'}, clip {clip!r:.60}, extra"
+        where = f"{self._index}, clip {clip!r:.60}, extra"
         extra = parse_json(text, where)
         if not isinstance(extra, dict):
             raise FileError(f"{where}: expected a JSON object, not a {type(extra).__name__}. {_AGAIN}")

@@ -20,7 +20,7 @@ from vadis.data.instruction_templates import PART_QUESTIONS, TEMPLATES, template
 from vadis.data.instructions import InstructionItem, MotionSpan, given_parts, instruction
 from vadis.data.share import nested_share
 from vadis.data.token_corpus import TokenCorpus, source_names
-from vadis.errors import VadisError
+from vadis.errors import VadisError, about
 from vadis.training.config import STRICT
 
 HALVES = ("upper", "lower")
@@ -158,8 +158,9 @@ class Instructions:
     def item(self, corpus: TokenCorpus, row: int, task: str, rng: random.Random | None) -> InstructionItem:
         """An item of one segment; without `rng` with the first wording and the first sentence about the whole body."""
         make = _MAKERS[task]
-        template, values, answer = make(self, corpus, row, rng)
-        made = instruction(task, template=template, answer=answer, **values)
+        with about(corpus.path):  # a sentence may be empty
+            template, values, answer = make(self, corpus, row, rng)
+            made = instruction(task, template=template, answer=answer, **values)
         place = {name: corpus.value(name, row) for name in ("source", "clip")}
         return InstructionItem(made.prompt, made.answer, task, frames=int(corpus.frames[row]), **place)
 

@@ -4,6 +4,7 @@ Everything raises FileError with the file and what is wrong there. What is read 
 numbers are finite, counts are those that the page states, and nothing is read that is larger than it may be.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,7 +46,7 @@ def read_table(path: Path, columns: Mapping[str, Kind | Mapping[str, Kind]], row
     if not path.is_file():
         raise FileError(f"{path.parent} has no {path.name}. {again}")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, memory_map=True) as file:
             facts = file.metadata
             stated = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
             if facts.num_rows != rows or rows > MAX_ROWS or stated > MAX_TABLE_BYTES:
@@ -53,8 +54,8 @@ def read_table(path: Path, columns: Mapping[str, Kind | Mapping[str, Kind]], row
                     f"{path} has {facts.num_rows:,} rows of {stated:,} bytes; expected {rows:,} rows. {again}"
                 )
             table = file.read(use_threads=rows > 100_000)
-        for column in table.columns:
-            column.validate(full=True)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            column.validate(full=name not in columns)
     except FileError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:  # what Arrow's errors are or become
@@ -97,6 +98,8 @@ def _wrong(column: Any, kind: Kind | Mapping[str, Kind]) -> str | None:
         return f"holds {sort}; expected {'a ' if kind in ('text', 'flag') else ''}{kind}{'' if kind in ('text', 'flag') else 's'}"
     if not len(column):
         return None
+    if kind == "text" and not all(map(_is_unicode, column.chunks)):
+        return "holds text that is not UTF-8"
     if kind == "whole":
         values = column.to_numpy()
         if int(values.min()) < 0 or int(values.max()) >= 1 << 53:
@@ -104,6 +107,20 @@ def _wrong(column: Any, kind: Kind | Mapping[str, Kind]) -> str | None:
     if kind == "number" and not np.isfinite(column.to_numpy()).all():
         return "holds values that are not finite"
     return None
+
+
+def _is_unicode(texts: Any) -> bool:
+    """Whether an array of texts holds real ones, which Arrow doesn't ask; at once where all is ASCII."""
+    import pyarrow as pa
+
+    data = texts.buffers()[2]
+    if data is None or np.frombuffer(data, np.uint8).max(initial=0) < 128:
+        return True
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def read_array(path: Path, kinds: str, shape: tuple[int | None, ...], again: str) -> np.ndarray:
@@ -140,4 +157,4 @@ def read_lists(
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether all values are finite: their sum says so in one quick pass, unless it is just too large."""
-    return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+    return math.isfinite(array.sum()) or bool(np.isfinite(array).all())

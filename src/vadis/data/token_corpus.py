@@ -10,6 +10,7 @@ folder of `vadis data encode` is read too. Letters: N segments, S token steps, G
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -350,7 +351,7 @@ def source_names(path: str | Path) -> frozenset[str]:
 
     Raises FileError for a file that is missing, no text, or without names.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise FileError(f"can't read the list of sources {path}: there is no such file. Write one name a line.")
     names = set()
     for number, line in read_lines(path):

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from vadis.data.corpus import Corpus
+from vadis.data.corpus import MAX_SECONDS, Corpus
 from vadis.errors import FileError, VadisError
 from vadis.evaluation.protocol import Protocol
 from vadis.io.arrays import map_npy
@@ -254,7 +254,7 @@ def from_folder(folder: Path, protocol: Protocol) -> Reference:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)] | int
-Seconds = Annotated[float, Field(ge=0, lt=1_000_000)]
+Seconds = Annotated[float, Field(ge=0, lt=MAX_SECONDS)]
 
 
 class CaptionRow(TypedDict):
@@ -320,7 +320,7 @@ def _seconds(text: str, where: str) -> float:
 
 def _span(start: float, end: float, where: str) -> tuple[float, float]:
     """Times of a caption that can be: from 0 on, and an end after the start, or 0 for the clip's."""
-    if not 0 <= start < 1e6 or not (end == 0 or start < end < 1e6):
+    if not 0 <= start < MAX_SECONDS or not (end == 0 or start < end < MAX_SECONDS):
         raise FileError(
             f"{where}: from {start:g} to {end:g} s; a caption begins at 0 or later and ends after that, or at 0: the clip's end."
         )

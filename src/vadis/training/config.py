@@ -5,6 +5,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
     Raises FileError when it is missing, no YAML, not a mapping, or holds what no setting can be (dates, numbers beyond 64 bits).
     """
+    if not os.path.isfile(path):  # false for names that the system doesn't take
+        raise FileError(f"can't read the recipe {path}: there is no such file.")
     return _plain(read_yaml(path), str(path), FileError)
 
 
