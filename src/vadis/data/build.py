@@ -101,9 +101,9 @@ def read_captions(paths: Iterable[str | Path]) -> dict[str, list[Caption]]:
                 )
             if "text" in row:
                 texts = [(row["text"], row.get("kind", row.get("source", "label")))]
-            elif described := row.keys() & {"whole", *_KINDS}:
+            elif row.keys() & {"whole", *_KINDS}:
                 texts = [(text, "whole") for text in row.get("whole", ())]
-                texts += [(text, kind) for kind in _KINDS if kind in described and (text := row[kind])]
+                texts += [(text, kind) for kind in _KINDS if (text := row.get(kind))]
             else:
                 raise FileError(
                     f"{path}, line {number}: not a caption row: it needs text, or whole, detailed, upper or lower."
