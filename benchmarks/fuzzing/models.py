@@ -144,9 +144,12 @@ def _make_scene_pipeline(root: Path) -> None:
 
 def _read_scene_pipeline(folder: Path) -> Any:
     pipe = vadis.load(folder)
-    prompt = pipe.vla.prompt("walk", image=np.zeros((32, 32, 3), np.uint8))
-    first = next(itertools.islice(pipe.vla.stream([prompt], 4, seed=0), 5, None))  # a whole motion takes seconds
-    return {"config": pipe.config, "ids": first}
+
+    def start() -> Any:  # a whole motion takes seconds
+        prompt = pipe.vla.prompt("walk", image=np.zeros((32, 32, 3), np.uint8))
+        return next(itertools.islice(pipe.vla.stream([prompt], 4, seed=0), 5, None))
+
+    return {"config": pipe.config, "ids": Made.by(start)}
 
 
 def _make_language_models(root: Path) -> None:

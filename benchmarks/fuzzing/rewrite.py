@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+ORDERED = ("phases", "axes", "variants")
+"""Settings whose keys follow one another: phases of a training, columns and rows of a study's table."""
+
 
 def rewrite_file(path: Path, rng: random.Random) -> str | None:
     """Rewrite the file at `path` in place; what was done, or None when files of its kind have no such freedom."""
@@ -90,11 +93,11 @@ def _marked(value: Any, rng: random.Random, whole: bool) -> Any:
     return [_marked(inner, rng, whole) for inner in value] if isinstance(value, list) else value
 
 
-def _shuffled(value: Any, rng: random.Random) -> Any:
+def _shuffled(value: Any, rng: random.Random, ordered: bool = False) -> Any:
+    """The same with its keys in another order, unless their order says something."""
     if isinstance(value, dict):
         keys = list(value)
-        rng.shuffle(keys)
-        if "phases" in value:  # run in the order in which they stand
-            return {key: value[key] if key == "phases" else _shuffled(value[key], rng) for key in keys}
-        return {key: _shuffled(value[key], rng) for key in keys}
+        if not ordered:
+            rng.shuffle(keys)
+        return {key: _shuffled(value[key], rng, key in ORDERED) for key in keys}
     return [_shuffled(inner, rng) for inner in value] if isinstance(value, list) else value

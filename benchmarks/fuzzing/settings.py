@@ -68,7 +68,5 @@ READERS = {
     "recipe": Reader(_make_recipes, _read_recipe),
     "phases": Reader(partial(_make_recipes, phases=True), _read_recipe, rewrites=False),  # their order has a meaning
     "overrides": Reader(_make_overrides, _read_overrides, files=("overrides.txt",), named=False),
-    "study": Reader(
-        _make_studies, _read_study, files=("studies/*.yaml",), rewrites=False
-    ),  # the order of axes is that of the table
+    "study": Reader(_make_studies, _read_study, files=("studies/*.yaml",)),
 }

@@ -6,7 +6,7 @@ is False in every call, weights come from safetensors only, and nothing is looke
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -109,6 +109,10 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _reason(name: str, value: Any, page: str) -> str | None:
     """Why a field is refused, None where it is not."""
+    if name == "vision_config" and not value:
+        return "says nothing of how the model sees, and the sizes that transformers would take are too large"
+    if name.endswith("_heads") and isinstance(value, int) and value < 1:
+        return "has no attention heads"
     if not value:
         return None
     if name in _CODE:
@@ -161,7 +165,22 @@ def open_foreign(kind: Any, folder: str | Path, **options: Any) -> Any:
         raise ModelError(f"{folder} is no folder: name the folder of a model.")
     check_folder(folder)
     with _in_one_line(kind, folder):
-        return kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
+        made = kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
+    if callable(getattr(made, "convert_ids_to_tokens", None)):  # a text tokenizer
+        _read_a_word(made, folder)
+    return made
+
+
+def _read_a_word(read: Callable[[str], Any], where: Path) -> None:
+    """Raise FileError unless a text tokenizer reads a word: some damage shows at the first text only."""
+    try:
+        read("walk")
+    except BaseException as error:  # a panic of the library in Rust is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FileError(
+            f"{where}: the text tokenizer can't read a word ({str(error)[:80]}): download it again."
+        ) from error
 
 
 @contextmanager
@@ -204,9 +223,11 @@ def tokenizer_of(path: Path) -> Any:
     if not 0 <= size <= MAX_TOKENIZER:
         raise FileError(f"{path} is {'missing' if size < 0 else f'too large ({size:,} bytes)'}: download it again.")
     try:
-        return Tokenizer.from_file(str(path))
+        made = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more specific
         raise FileError(f"{path} is no whole tokenizer.json ({str(error)[:80]}): download it again.") from error
+    _read_a_word(made.encode, path)
+    return made
 
 
 # ---- adapters of peft

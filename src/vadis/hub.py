@@ -247,7 +247,7 @@ def load(
         options = {"dtype": dtype, "device": device, "allow_download": allow_download}
         return resolve(BUNDLES[name]).from_pretrained(folder, **options, **overrides)
     if overrides:
-        raise ModelError(f"a single component takes no {', '.join(overrides)}: leave it out.")
+        raise ModelError(f"{folder} is a single component, which takes no {', '.join(overrides)}: leave it out.")
     return load_component(folder, dtype=dtype, device=device, strict=strict)
 
 
@@ -357,7 +357,9 @@ def load_bundle(
             parts[name] = overrides[name]
         elif isinstance(entry, list) and entry[0] == "vadis":
             where = "cpu" if name == "planner" else device
-            parts[name] = load_component(folder / _inside(name), dtype=dtype, device=where)
+            with about(path):
+                place = folder / _inside(name)
+            parts[name] = load_component(place, dtype=dtype, device=where)
             if type(parts[name]).__name__ != entry[1]:
                 raise ModelError(f"{path}: {name} is a {type(parts[name]).__name__}, not a {entry[1]}.")
         else:

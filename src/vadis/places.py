@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from vadis.errors import ModelError
 
+MAX_NAME = 255
+"""Characters of a name in a file; file systems take no more."""
 MAX_ENTRIES = 100_000
 """Files and folders that a model folder may hold."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -21,16 +23,16 @@ def relative_name(name: str) -> str:
     """A relative name that stays in its folder; raises ModelError for any other."""
     if not stays_inside(name):
         raise ModelError(
-            f"the name {name!r} leads out of the model's folder: the folder is damaged or hostile, don't use it."
+            f"the name {name!r:.80} is none, or leads out of the model's folder: the folder is damaged or hostile, don't use it."
         )
     return name
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a name is relative and never goes up, on any system."""
+    """Whether a name is relative, not too long and never goes up, on any system."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     up = ".." in (*posix.parts, *windows.parts)
-    return bool(name) and not (posix.is_absolute() or windows.drive or windows.root or up)
+    return 0 < len(name) <= MAX_NAME and not (posix.is_absolute() or windows.drive or windows.root or up)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class Instructions:
         possible = self._possible[which]
         tasks = [task for task in self._wanted if possible[task][row]]
         task = rng.choices(tasks, [self.data.tasks[t] for t in tasks])[0]
-        return self.item(self.sources[which], row, task, rng)
+        with about(self.sources[which].path):
+            return self.item(self.sources[which], row, task, rng)
 
     def fixed(self, task: str = "text_to_motion", limit: int | None = None) -> Iterator[InstructionItem]:
         """An item of every segment that allows the task, in order, with the first wording and the first sentence about the

@@ -34,6 +34,7 @@ class Evaluator(Component):
     std: Tensor
 
     def _register_statistics(self, dim: int) -> None:
+        representation(self.config.representation)  # raises for one that there isn't
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 

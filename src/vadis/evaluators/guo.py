@@ -52,6 +52,10 @@ class GuoConfig:
     min_frames: int = Field(default=4, ge=4, le=1_000_000)
     max_frames: Frames = 199
 
+    def __post_init__(self) -> None:
+        if self.min_frames > self.max_frames:
+            raise ModelError(f"min_frames {self.min_frames} is above max_frames {self.max_frames}.")
+
 
 class MovementEncoder(nn.Module):
     """Features without contacts (B, T, D - 4) to movement vectors (B, T / 4, H)."""

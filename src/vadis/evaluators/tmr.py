@@ -76,6 +76,8 @@ class TMRConfig:
     max_frames: Frames = 300
 
     def __post_init__(self) -> None:
+        if self.min_frames > self.max_frames:
+            raise ModelError(f"min_frames {self.min_frames} is above max_frames {self.max_frames}.")
         if self.width % self.heads:
             raise ModelError(f"width {self.width} must be a multiple of heads {self.heads}.")
 

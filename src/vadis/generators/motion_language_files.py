@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vadis.errors import FileError, MissingExtra, ModelError, VadisError
+from vadis.errors import FileError, MissingExtra, ModelError, VadisError, about
 from vadis.files import atomic_folder
 from vadis.foreign import open_adapter
 from vadis.generators.backbones import (
@@ -99,7 +99,8 @@ def load_language_model(
         model, text_tokenizer = _load_delta(folder, vocabulary, page["delta"], base, allow_download)
     else:
         model, text_tokenizer = load_folder(folder, precision, adapter=False)
-    check_together(model, text_tokenizer, vocabulary)
+    with about(folder):
+        check_together(model, text_tokenizer, vocabulary)
     if page.get("adapter"):
         model = _load_adapter(folder, model, trainable)
     return model.to(device=pick_device(device), dtype=precision).eval(), text_tokenizer, vocabulary

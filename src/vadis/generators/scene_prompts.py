@@ -203,7 +203,7 @@ class ScenePacker:
         f = self._facts()
         if ids.count(f.image_id) != 1:
             raise ModelError(
-                f"the chat template wrote {ids.count(f.image_id)} placeholders for one image: it is not the template of "
+                f"the chat template of {self.text_tokenizer.name_or_path} wrote {ids.count(f.image_id)} placeholders for one image: it is not the template of "
                 f"a {f.family} model."
             )
         where = ids.index(f.image_id)

@@ -249,7 +249,7 @@ def _npy(path: Path) -> FileReport:
         report.next = ["pass it as mean= or std= when importing a checkpoint"]
         return report
     kind = notes.get("representation") or guess_array(values)
-    if kind is None:
+    if kind is None or values.ndim < 2:
         report.warnings.append("this shape is no known kind of motion.")
         return report
     candidates = guess(values) if values.ndim == 2 else []

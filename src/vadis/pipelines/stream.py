@@ -61,6 +61,12 @@ class StreamConfig:
     plan_seconds: Seconds = 4.0
     certain: float = Field(default=0.75, gt=0)
 
+    def __post_init__(self) -> None:
+        if self.temperature != 1 and self.sampler != "ancestral":
+            raise ValueError(
+                f"{self.sampler} adds no noise that temperature {self.temperature:g} could scale: leave it at 1"
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class StreamFrames:
