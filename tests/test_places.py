@@ -221,7 +221,7 @@ def test_the_usual_encoder_needs_none_and_paths_are_refused(tmp_path: Path) -> N
     assert vadis.load(bundle_with(tmp_path / "usual", usual))._text_source == HubName(usual["hub"])
     for number, name in enumerate((str(tmp_path), "../usual", 3)):
         folder = bundle_with(tmp_path / str(number), {"name": "minilm", "hub": name})
-        with pytest.raises(ModelError, match=r"model_index\.json: text_encoder\.hub is "):
+        with pytest.raises(ModelError, match=r"model_index\.json: text_encoder(\.hub)? is "):
             vadis.load(folder, allow_download=True)
 
 

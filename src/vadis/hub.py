@@ -352,7 +352,12 @@ def load_bundle(
     for name, entry in read_json(path).items():
         if name.startswith("_"):
             continue
-        checked(_Part, entry, f"{path}: {name:.60}", ModelError)
+        try:
+            checked(_Part, entry, path)
+        except FileError:
+            raise ModelError(
+                f'{path}: {name:.60} is {entry!r:.60}; expected [library, class], {{"hub": id}} or null.'
+            ) from None
         if name in overrides:
             parts[name] = overrides[name]
         elif isinstance(entry, list) and entry[0] == "vadis":
