@@ -157,3 +157,12 @@ def test_a_lock_of_a_dead_process_does_not_block(tmp_path: Path) -> None:
     with only_run(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system opens no file without following links")
+def test_a_lock_is_never_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("somebody's words")
+    (tmp_path / ".out.vadis-lock").symlink_to(tmp_path / "other")
+    with pytest.raises(FileError, match="can't write beside"), only_run(tmp_path / "out"):
+        pass
+    assert (tmp_path / "other").read_text() == "somebody's words"

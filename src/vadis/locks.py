@@ -36,7 +36,8 @@ def beside(path: Path, what: str) -> Path:
 def only_run(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock of the output folder `folder` while the block runs; inside the block it may be asked for again.
 
-    With `wait` another run is waited for (for caches, which it fills for both of us). Raises FileError that says who holds it, when another run does, or when the lock can't be written there.
+    With `wait` another run is waited for (for caches, which it fills for both of us). Raises FileError that says who
+    holds it, when another run does, or when the lock can't be written there.
     """
     folder = Path(os.path.realpath(folder))
     mine: set[Path] = _held.__dict__.setdefault("folders", set())
@@ -71,7 +72,8 @@ def acquire(path: Path) -> int | None:
     from filelock import lock_descriptor
 
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # Never through a link: whoever may write here could let the signature land in a file of theirs or yours.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if not _locked(lock_descriptor, descriptor):
                 os.close(descriptor)
