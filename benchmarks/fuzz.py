@@ -19,6 +19,7 @@ Linux only (it reads /proc). Nothing is kept of the inputs; `--keep FOLDER` with
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -99,6 +100,7 @@ def main() -> int:
         for name in wanted:
             show(name, options.only, options.keep)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end in order: no worker, no folder is left
     results = [r for r in finished(options.state) if r.reader in wanted and r.case < options.cases]
     done = {(r.reader, r.case) for r in results}
     with open(options.state, "a", encoding="utf-8") if options.state else tempfile.TemporaryFile("w") as state:

@@ -17,40 +17,10 @@ NUMBERS: tuple[Any, ...] = (
 )  # fmt: skip
 TEXTS = ("", " ", "x", "0", "1", "true", "null", "ä", "\u2028", "a\u2028b", "a\nb", "\x1b[31mred", "\x00", "\ud800", "../x",
          "x/y", "C:\\x", "-", "*", "{", "%s", LONG)  # fmt: skip
-OTHERS: tuple[Any, ...] = (
-    None,
-    True,
-    False,
-    [],
-    {},
-    [0],
-    [[]],
-    [None],
-    {"x": 1},
-    ["x", 1],
-    f"{_RAW}1e999",
-    f"{_RAW}-0",
-)
-WORDS = (
-    "-1",
-    "0",
-    "1e9",
-    "1e300",
-    "nan",
-    "inf",
-    "-inf",
-    "9" * 30,
-    "",
-    "x",
-    "-",
-    "1.5",
-    "1e-300",
-    "\x1b[2J",
-    "\u2028",
-    "ROOT",
-    "{",
-    "}",
-)
+OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [0], [[]], [None], {"x": 1}, ["x", 1], f"{_RAW}1e999",
+                           f"{_RAW}-0")  # fmt: skip
+WORDS = ("-1", "0", "1e9", "1e300", "nan", "inf", "-inf", "9" * 30, "", "x", "-", "1.5", "1e-300", "\x1b[2J", "\u2028", "ROOT",
+         "{", "}")  # fmt: skip
 
 
 # ---- bytes

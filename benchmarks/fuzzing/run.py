@@ -227,8 +227,10 @@ def _resident(field: str) -> int:
     return int(found[1]) << 10 if found else 0
 
 
-def _serve(name: str, find: Callable[[str], Reader], home: Path, numbers: list[int], pipe: Any) -> None:
+def _serve(name: str, find: Callable[[str], Reader], home: Path, numbers: list[int], pipes: tuple[Any, Any]) -> None:
     """The worker process: a result for each number, in order."""
+    runner, pipe = pipes
+    runner.close()  # else this process would not notice that the runner has ended
     sys.dont_write_bytecode = True
     os.environ |= {
         "HOME": str(home),
@@ -281,7 +283,7 @@ def run(name: str, find: Callable[[str], Reader], numbers: list[int], batch: int
         while rest:
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(name, find, Path(temporary), rest[:batch], theirs), daemon=True
+                target=_serve, args=(name, find, Path(temporary), rest[:batch], (ours, theirs)), daemon=True
             )
             process.start()
             theirs.close()

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from vadis.errors import VadisError
 from vadis.motion import Motion
 
 MAX_FPS = 10_000
+HALF = re.compile("[\ud800-\udfff]")
 
 
 class Wrong(AssertionError):
@@ -58,7 +60,7 @@ def check(value: Any, name: str = "it") -> None:
     elif isinstance(value, float | np.floating):
         expect(math.isfinite(value), f"{name} is {value}")
     elif isinstance(value, str):
-        expect(not any("\ud800" <= char <= "\udfff" for char in value), f"{name} holds half of a surrogate pair")
+        expect(value.isascii() or not HALF.search(value), f"{name} holds half of a surrogate pair")
     else:
         if is_dataclass(value) and not isinstance(value, type):
             _check_types(value, name)
