@@ -127,7 +127,7 @@ def read_array(path: Path, kinds: str, shape: tuple[int | None, ...], again: str
     """The array at `path`, mapped: its type is among NumPy's `kinds`, its shape is `shape` (None: any)."""
     array = map_npy(path)
     fits = len(array.shape) == len(shape) and all(w is None or w == n for w, n in zip(shape, array.shape, strict=True))
-    if array.dtype.kind not in kinds or not fits:
+    if array.dtype.kind not in kinds or not array.dtype.isnative or not fits:  # torch takes native byte order only
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise FileError(f"{path} holds {array.dtype} {array.shape}; expected ({wanted}) of kind {kinds!r}. {again}")
     return array

@@ -26,7 +26,7 @@ def _read_header(file: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...]
         raise FileError(f"{name} holds Python objects instead of numbers. {_HINT}")
     if dtype.kind not in "fiubUS" or dtype.itemsize == 0 or len(shape) > 8:
         raise FileError(f"{name} holds {dtype} values; expected numbers.")
-    if count < 0 or count * dtype.itemsize > size:
+    if count < 0 or count * dtype.itemsize > size or max(shape, default=0) >= 1 << 48:  # the last of nothing at all
         raise FileError(f"{name} promises {count} values but the file is too short: it is cut off.")
     return shape, fortran, dtype, count
 
