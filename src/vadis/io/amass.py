@@ -109,7 +109,7 @@ def _poses(file: Npz) -> tuple[Tensor, int]:
             raise FileError(
                 f"{file.path.name} holds no SMPL poses ('poses', or 'root_orient' with 'pose_body'); it has {listed}."
             )
-        if root.size == 0 or body.size == 0 or root.shape[0] != body.shape[0]:
+        if root.size == 0 or body.size == 0 or root.shape[:1] != body.shape[:1] or not root.ndim:
             raise FileError(f"{file.path.name}: root {root.shape} and body {body.shape} poses differ in frames.")
         frames = root.shape[0]
         whole = np.concatenate([root.reshape(frames, -1), body.reshape(frames, -1)], axis=1)
