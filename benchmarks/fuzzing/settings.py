@@ -68,5 +68,5 @@ READERS = {
     "recipe": Reader(_make_recipes, _read_recipe),
     "phases": Reader(partial(_make_recipes, phases=True), _read_recipe, rewrites=False),  # their order has a meaning
     "overrides": Reader(_make_overrides, _read_overrides, files=("overrides.txt",), named=False),
-    "study": Reader(_make_studies, _read_study, files=("studies/*.yaml",)),
+    "study": Reader(_make_studies, _read_study, files=("studies/*.yaml",), rewrites=False),  # its order is its table's
 }
