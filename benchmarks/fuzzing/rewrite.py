@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-ORDERED = ("phases", "axes", "variants")
-"""Settings whose keys follow one another: phases of a training, columns and rows of a study's table."""
+ORDERED = {"phases": 1, "axes": 2, "variants": 2}
+"""Settings whose keys follow one another, and for how many levels down: phases of a training; a study's axes or tables,
+and the levels or variants within them, which are the columns and rows of what it prints."""
 
 
 def rewrite_file(path: Path, rng: random.Random) -> str | None:
@@ -93,11 +94,11 @@ def _marked(value: Any, rng: random.Random, whole: bool) -> Any:
     return [_marked(inner, rng, whole) for inner in value] if isinstance(value, list) else value
 
 
-def _shuffled(value: Any, rng: random.Random, ordered: bool = False) -> Any:
-    """The same with its keys in another order, unless their order says something."""
+def _shuffled(value: Any, rng: random.Random, ordered: int = 0) -> Any:
+    """The same with its keys in another order, except for the first `ordered` levels, where their order says something."""
     if isinstance(value, dict):
         keys = list(value)
         if not ordered:
             rng.shuffle(keys)
-        return {key: _shuffled(value[key], rng, key in ORDERED) for key in keys}
+        return {key: _shuffled(value[key], rng, max(ordered - 1, ORDERED.get(key, 0))) for key in keys}
     return [_shuffled(inner, rng) for inner in value] if isinstance(value, list) else value

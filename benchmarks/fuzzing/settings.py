@@ -1,6 +1,5 @@
 """Readers of settings: every recipe that comes with vadis, `key=value` on top of them, and studies."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ OVERRIDES = (
 )
 
 
-def _make_recipes(root: Path, phases: bool = False) -> None:
+def _make_recipes(root: Path) -> None:
     for path in sorted([*RECIPES.glob("*.yaml"), *RECIPES.glob("bench/*.yaml")]):
-        if phases != ("\nphases:" in path.read_text(encoding="utf-8")):
-            continue
         name = f"{path.parent.name}-{path.stem}"
         (root / name).mkdir()
         (root / name / "recipe.yaml").write_bytes(path.read_bytes())
@@ -66,7 +63,6 @@ def _read_study(folder: Path) -> Any:
 
 READERS = {
     "recipe": Reader(_make_recipes, _read_recipe),
-    "phases": Reader(partial(_make_recipes, phases=True), _read_recipe, rewrites=False),  # their order has a meaning
     "overrides": Reader(_make_overrides, _read_overrides, files=("overrides.txt",), named=False),
-    "study": Reader(_make_studies, _read_study, files=("studies/*.yaml",), rewrites=False),  # its order is its table's
+    "study": Reader(_make_studies, _read_study, files=("studies/*.yaml",)),
 }
