@@ -299,7 +299,10 @@ class TestCaptions:
         assert read_manifest(None) == {}
 
     def test_none_vanishes_silently(self, mini_bvh, tmp_path):
+        whole = load_motion(mini_bvh[4]).seconds
         rows = [{"clip": "a", "text": "walks"}, {"clip": "a", "text": "later", "start_s": 900, "end_s": 901},
+                {"clip": "a", "text": "on", "start_s": 0.5, "end_s": whole + 0.5},
+                {"clip": "a", "text": "rounded", "start_s": 0.5, "end_s": whole + 0.01},
                 {"clip": "ghost", "text": "one"}, {"clip": "ghost", "whole": ["two", "three"]}]  # fmt: skip
         (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
         shutil.copy(mini_bvh[4], tmp_path / "a.bvh")
@@ -308,8 +311,12 @@ class TestCaptions:
             [tmp_path / "a.bvh"], tmp_path / "out", [tmp_path / "texts.jsonl"], progress=False, say=said.append
         )
         assert said == ["passed over: 3 captions of 1 clips that are not among the sources, such as 'ghost'"]
-        assert made.about["rejected"] == {"caption of a time that its clip doesn't have": 1}
-        assert [c.text for c in made[0].captions] == ["walks"]
+        assert made.about["rejected"] == {
+            "caption of a time that its clip doesn't have": 1,
+            "end of a caption's time that its clip doesn't have": 1,
+        }
+        assert [c.text for c in made[0].captions] == ["walks", "on", "rounded"]
+        assert all(c.end <= whole + 0.001 for c in made[0].captions)
 
 
 class TestSources:

@@ -99,6 +99,31 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_built(folder: Path, m
         vadis.load(folder)
 
 
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    """Groups of version 2 (nested, the tighter one counts), of version 1, without a limit, and hidden ones."""
+
+    def group(folder: Path, names: tuple[str, str, str], limit: object, used: int, cached: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names[:2], (limit, used), strict=True):
+            (folder / name).write_text(f"{value}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
+
+    mine = tmp_path / "mine"
+    second = ("memory.max", "memory.current", "inactive_file")
+    group(tmp_path / "job", second, 1000, 700, 100)
+    group(tmp_path / "job/step", second, "max", 300, 0)
+    mine.write_text("0::/job/step\n")
+    assert sizes._container_memory(tmp_path, mine) == 400
+    group(tmp_path / "job/step", second, 350, 300, 0)
+    assert sizes._container_memory(tmp_path, mine) == 50
+    mine.write_text("0::/elsewhere\n")
+    assert sizes._container_memory(tmp_path, mine) is None
+    group(tmp_path / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), 900, 1000, 30)
+    mine.write_text("9:name=systemd:/\n4:cpu,memory:/docker/a\n0::/\n")
+    assert sizes._container_memory(tmp_path, mine) == 0
+    assert sizes._container_memory(tmp_path, tmp_path / "none") is None
+
+
 def test_free_memory_is_known_here() -> None:
     free = sizes.free_memory(torch.device("cpu"))
     assert free is None or free > 1 << 20

@@ -86,7 +86,8 @@ def check_memory(
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be taken on a device; None where the system doesn't say.
 
-    Of a CPU: what Linux and Windows call available, the whole memory of other systems.
+    Of a CPU: what Linux and Windows call available, the whole memory of other systems. In a container that may take less
+    than its machine has (Docker's `--memory`, Slurm), what is left of that.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -99,11 +100,46 @@ def free_memory(device: torch.device) -> int | None:
         for line in page.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name == "MemAvailable":
-                return int(value.split()[0]) << 10
+                free = int(value.split()[0]) << 10
+                left = _container_memory()
+                return free if left is None else min(free, left)
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _container_memory(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """What is left of the memory that Linux allows this process's control groups; None without a limit.
+
+    A group is limited by those above it too. Pages of files count as used but are given back when memory is short.
+    """
+    try:
+        groups = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return None
+    least = None
+    for _, controllers, name in (group for group in groups if len(group) == 3):
+        if controllers == "":  # version 2
+            top, files = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, files = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        parts = [part for part in name.split("/") if part not in ("", "..")]
+        for folder in (top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)):
+            try:
+                limit, used = (int((folder / file).read_text(encoding="ascii")) for file in files[:2])
+                lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            except (
+                OSError,
+                ValueError,
+            ):  # no limit is "max"; the top of version 2 and what a container hides have no file
+                continue
+            cached = sum(int(line.split()[1]) for line in lines if line.split()[:1] == [files[2]])
+            left = max(0, limit - used + cached)
+            least = left if least is None else min(least, left)
+    return least
 
 
 def _windows_memory() -> int | None:

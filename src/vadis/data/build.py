@@ -183,7 +183,8 @@ def build_corpus(
         sources: archives (`.tar.xz`, `.tar.gz`, `.zip`), folders or single motion files.
         out: folder of the corpus.
         captions: JSONL lists (`read_captions`), matched by the file's name without suffix. A sentence that has no more than half
-            of its time in its clip is left out and counted; lists may hold clips that aren't among the sources.
+            of its time in its clip is left out, one that runs past its clip is cut to it, and both are counted; lists may hold
+            clips that aren't among the sources.
         manifest: JSONL with `licence`, `source`, `fps` (the true rate) and more by clip.
         progress: show a progress bar on stderr.
         say: told how many sentences are of clips that aren't among the sources, if any are.
@@ -282,6 +283,9 @@ def _add_clip(
     outside = [c for c in captions if not _shift([c], 0.0, whole, whole)]
     for k in range(len(outside)):
         writer.reject(f"{name}!caption {k}", "caption of a time that its clip doesn't have")
+    frame = 1 / rep.fps  # what rounding may add
+    for k in range(sum(c.end > whole + frame for c in captions if c not in outside)):
+        writer.reject(f"{name}!rest {k}", "end of a caption's time that its clip doesn't have")
     for k, part in enumerate(parts):
         start = part.meta["start"]
         texts = _shift(captions, start, part.seconds, whole)
