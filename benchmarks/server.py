@@ -51,7 +51,7 @@ def random_model(folder: Path) -> Path:
     known = [{k: v for k, v in page.items() if k in asdict(c)} for page, c in zip(sizes, (CausalTAEConfig(), MotionStreamerConfig()), strict=True)]  # fmt: skip
     tokenizer, generator = CausalTAE(CausalTAEConfig(**known[0])), MotionStreamer(MotionStreamerConfig(**known[1]))
     config = StreamConfig(text_encoder="minilm")
-    MotionStreamPipeline(tokenizer.eval(), generator.eval(), None, config).save_pretrained(folder)
+    MotionStreamPipeline(tokenizer.eval(), generator.eval(), config=config).save_pretrained(folder)
     return folder
 
 

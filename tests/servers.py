@@ -110,7 +110,7 @@ def until_frames(stream: Any, count: int) -> list[int]:
 
 def offline(pipe: MotionStreamPipeline, pieces: list[protocol.Frames], texts: list[str], seed: int) -> list[Any]:
     """The same stream without a server: texts pushed at the latents where the server's frames change theirs."""
-    stream, made, known = pipe.stream(seed=seed), [], 0
+    stream, made, known = pipe.live(seed=seed), [], 0
     for piece in pieces:
         if piece.text != known:
             known = piece.text

@@ -31,4 +31,4 @@ def small_pipe(walk: Motion) -> MotionStreamPipeline:
         if "adaLN" in name or "final_layer" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     config = StreamConfig(steps=4, min_latents=2, text_encoder="minilm")
-    return MotionStreamPipeline(tokenizer, generator, Words(), config)
+    return MotionStreamPipeline(tokenizer, generator, text_encoder=Words(), config=config)

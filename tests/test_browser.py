@@ -77,7 +77,7 @@ def test_the_live_page_does_what_is_typed_and_gives_recordings(name: str, pipe, 
     from vadis.viewer.live_stream import LiveApp
 
     pipe = vadis.load(name) if name == "vadis-mini-stream" else pipe
-    player = Player(pipe.stream(seed=1)).start()
+    player = Player(pipe.live(seed=1)).start()
     page = browser.new_page(viewport={"width": 800, "height": 520})
     page.set_default_timeout(90_000)
     errors: list[str] = []

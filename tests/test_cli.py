@@ -287,7 +287,7 @@ def test_doctor_names_every_extra_of_the_package() -> None:
 def test_limits_checked_before_torch_are_those_of_the_pipeline() -> None:
     from vadis.cli import generate
     from vadis.generators.text import MAX_CHARACTERS
-    from vadis.pipelines.text_to_motion import MAX_SECONDS
+    from vadis.pipelines.base import MAX_SECONDS
 
     assert (generate.MAX_CHARACTERS, generate.MAX_SECONDS) == (MAX_CHARACTERS, MAX_SECONDS)
 
@@ -339,7 +339,7 @@ def test_generate_many_and_again(tiny_model: Path, tmp_path: Path, capsys: pytes
         record = json.loads(capsys.readouterr().out)
         files = [Path(file) for file in record["files"]]
         assert [file.name for file in files] == [f"{name}-{k}.bvh" for k in (1, 2, 3, 4)]
-        assert record["settings"]["guidance"] == 2 and record["timing"]["motion_s"] == pytest.approx(4)
+        assert record["settings"]["guidance_scale"] == 2 and record["timing"]["motion_s"] == pytest.approx(4)
         texts.append([file.read_text() for file in files])
     assert texts[0] == texts[1]
     assert len(set(texts[0])) == 4

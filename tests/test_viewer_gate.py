@@ -58,7 +58,7 @@ def _page(kind: str, walk: Any, access: Access | None) -> Iterator[int]:
     from vadis.pipelines.player import Player
     from vadis.viewer.live_stream import LiveApp
 
-    player = Player(small_pipe(walk).stream(seed=0)).start()
+    player = Player(small_pipe(walk).live(seed=0)).start()
     with LiveApp(player, port=0, access=access) as page:
         assert page.url.endswith("/?token=secret") is (access is not None)
         yield urlsplit(page.url).port

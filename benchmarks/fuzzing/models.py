@@ -106,7 +106,7 @@ def _make_pipelines(root: Path) -> None:
     TextToMotionPipeline(**parts, text_encoder=words(), config=settings).save_pretrained(root / "text")
     stream = StreamConfig(steps=2, min_latents=2, text_encoder="minilm")
     MotionStreamPipeline(
-        small_tokenizer("causal_tae"), small_generator("motionstreamer"), words(), stream
+        small_tokenizer("causal_tae"), small_generator("motionstreamer"), text_encoder=words(), config=stream
     ).save_pretrained(root / "stream")
 
 

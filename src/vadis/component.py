@@ -11,32 +11,60 @@ from vadis.errors import ModelError
 from vadis.records import first_problem
 
 
-class Component(nn.Module):
-    """A module built from one frozen config, `cls(config)`, whose state dict is all there is to save.
+class Part:
+    """A part of a model that has a folder of its own.
 
-    `kind` says its place on the road (tokenizer, generator, evaluator); `config.type` names its class in `vadis.hub`.
-    `keep_float32` parts ignore a lower precision asked for at load.
+    `kind` says its place on the road (tokenizer, generator, planner, evaluator); `config.type` names its class in `vadis.hub`.
     """
 
     kind: ClassVar[str]
     config_class: ClassVar[type]
+    own_files: ClassVar[bool] = False
+    """It writes and reads files of its own (`save_pretrained`, `from_folder`) instead of a config and a state dict."""
+    config: Any
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write it to a folder that `vadis.load` reads."""
+        from vadis.hub import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Any:
+        """The part in a folder with files of its own; asked only where `own_files`."""
+        raise NotImplementedError
+
+
+class MotionTokenizer(Part):
+    """What every motion tokenizer says of itself; `vadis.tokenizers.base.Tokenizer` is that of networks."""
+
+    kind = "tokenizer"
+    continuous: ClassVar[bool] = False
+    """Tokens are latents, not integers."""
+    two_streams: ClassVar[bool] = False
+    """Tokens are an `Encoded` of two streams that speak of the whole clip (DSFT), not a row in the order of time."""
+    grouped: bool = False
+    """A step in time is a row of tokens (S, G), even where G is 1."""
+    parts: tuple[str, ...] = ()
+    """Names of the parts of the body that have a column of tokens each, if they do."""
+
+
+class Component(Part, nn.Module):
+    """A module built from one frozen config, `cls(config)`, whose state dict is all there is to save.
+
+    `keep_float32` components ignore a lower precision asked for at load.
+    """
+
     keep_float32: ClassVar[bool] = False
     meta_safe: ClassVar[bool] = False
     """The module keeps no unsaved tensor, so it may be built on the meta device and filled by assignment."""
     may_be_unset: ClassVar[tuple[str, ...]] = ()
     """Buffers that are NaN throughout as long as nobody has set them; all other weights are finite."""
-    config: Any
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` and a model card to `folder`, each atomically."""
-        from vadis.hub import save_pretrained
-
-        save_pretrained(self, folder)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:

@@ -14,8 +14,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vadis.checkpoint import check_fit, load_strictly
+from vadis.component import MotionTokenizer, Part
 from vadis.errors import FileError, ModelError, about
 from vadis.files import atomic_folder, atomic_write
 from vadis.io.arrays import finite, read_npy
@@ -85,7 +86,7 @@ def component_classes() -> dict[str, type]:
 # ---- saving
 
 
-def save_pretrained(component: nn.Module, folder: str | Path) -> None:
+def save_pretrained(component: Part, folder: str | Path) -> None:
     """Write config, weights and a card to `folder`; every file is complete or absent, other files there stay.
 
     The config goes last, so a folder that has it is whole. An existing card is kept.
@@ -118,7 +119,7 @@ def _write_component(component: Any, folder: Path) -> None:
         if old.name not in names and not (old.suffix == ".json" and len(shards) > 1):
             old.unlink(missing_ok=True)
     config = asdict(component.config)
-    kind = {"vadis": FORMAT, "kind": getattr(component, "kind", "component"), "type": config.pop("type")}
+    kind = {"vadis": FORMAT, "kind": component.kind, "type": config.pop("type")}
     if not (folder / "README.md").exists():
         with atomic_write(folder / "README.md") as temporary:
             temporary.write_text(_card(component, kind, config), encoding="utf-8")
@@ -158,6 +159,16 @@ def write_json(path: Path, page: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Written:
+    """A part of a bundle that writes its own folder, and what the index says of it."""
+
+    write: Callable[[Path], None]
+    """Makes the folder that it is given, which doesn't exist yet."""
+    library: str
+    class_name: str
+
+
 def save_bundle(
     folder: str | Path,
     class_name: str,
@@ -166,7 +177,7 @@ def save_bundle(
     card: str = "",
     **extra: Any,
 ) -> None:
-    """Write a bundle: `parts` name → component, folder of transformers to be copied, {"hub": id} or None.
+    """Write a bundle: `parts` name → component, `Written`, folder of transformers to be copied, {"hub": id} or None.
 
     `extra` goes into model_index.json with a leading `_`.
 
@@ -181,9 +192,15 @@ def save_bundle(
     index |= {f"_{name}": value for name, value in extra.items()}
     with atomic_folder(folder) as temporary:
         for name, part in parts.items():
-            if isinstance(part, nn.Module):
-                _write_component(part, _make(temporary / _inside(name)))
+            if isinstance(part, Part):
+                if part.own_files:
+                    part.save_pretrained(temporary / _inside(name))
+                else:
+                    _write_component(part, _make(temporary / _inside(name)))
                 index[name] = ["vadis", type(part).__name__]
+            elif isinstance(part, Written):
+                part.write(temporary / _inside(name))
+                index[name] = [part.library, part.class_name]
             elif isinstance(part, Path):
                 _copy_plain(part, _make(temporary / _inside(name)))
                 index[name] = ["transformers", "PreTrainedModel"]
@@ -238,17 +255,42 @@ def load(
     """
     folder = find_folder(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     if (folder / "model_index.json").is_file() and not (folder / "mm_config.json").is_file():
-        index = read_json(folder / "model_index.json")
-        name = index.get("_class_name")
-        if not isinstance(name, str) or name not in BUNDLES:
-            raise ModelError(
-                f"{folder} is a {name!r:.60}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
-            )
         options = {"dtype": dtype, "device": device, "allow_download": allow_download}
-        return resolve(BUNDLES[name]).from_pretrained(folder, **options, **overrides)
+        return pipeline_class(folder).from_pretrained(folder, **options, **overrides)
     if overrides:
         raise ModelError(f"{folder} is a single component, which takes no {', '.join(overrides)}: leave it out.")
     return load_component(folder, dtype=dtype, device=device, strict=strict)
+
+
+def pipeline_class(folder: Path) -> Any:
+    """The class of the pipeline whose bundle a folder is. Raises ModelError for one that vadis doesn't know."""
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if not isinstance(name, str) or name not in BUNDLES:
+        raise ModelError(
+            f"{folder} is a {name!r:.60}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
+        )
+    return resolve(BUNDLES[name])
+
+
+def load_pipeline(source: str | Path | HubName, **options: Any) -> Any:
+    """The pipeline of that name, folder or Hub id; options as in `load`. Raises ModelError for a part of a model."""
+    from vadis.pipelines.base import Pipeline
+
+    loaded = load(source, **options)
+    if not isinstance(loaded, Pipeline):
+        raise ModelError(f"{source} holds a {type(loaded).__name__}, which is one part of a model: name a whole one.")
+    return loaded
+
+
+def load_tokenizer(source: str | Path | HubName, **options: Any) -> Any:
+    """The tokenizer of that name, folder or Hub id, or that of the pipeline there; ModelError for anything else."""
+    from vadis.pipelines.base import Pipeline
+
+    loaded = load(source, **options)
+    tokenizer = loaded.tokenizer if isinstance(loaded, Pipeline) else loaded
+    if not isinstance(tokenizer, MotionTokenizer):
+        raise ModelError(f"{source} holds a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")
+    return tokenizer
 
 
 def load_component(
@@ -277,20 +319,20 @@ def _load_component(folder: Path, dtype: str | torch.dtype | None, target: torch
     cls = resolve(COMPONENTS[kind])
     if page.get("kind", cls.kind) != cls.kind:
         raise ModelError(f"{path}: kind is {page['kind']!r:.60}; a model of the type {kind} is a {cls.kind}.")
-    if hasattr(cls, "from_folder"):  # no network: the class reads its own files
+    if cls.own_files:
         return cls.from_folder(folder)
     known = {field.name for field in fields(cls.config_class)}
     unknown = sorted(set(page) - known - {"vadis", "kind"})
     if unknown:
         warnings.warn(f"{path}: ignoring unknown fields {', '.join(unknown)[:200]}.", stacklevel=4)
     config = checked(cls.config_class, {k: v for k, v in page.items() if k in known}, path, ModelError)
-    precision = None if getattr(cls, "keep_float32", False) else pick_dtype(dtype)
+    precision = None if cls.keep_float32 else pick_dtype(dtype)
     headers = _headers(folder)
     with torch.device("meta"):
         module = cls(config)
     check_fit(module, {name: entry for header in headers.values() for name, entry in header.items()}, strict=strict)
     check_memory(module.state_dict(), precision, target, folder)
-    if getattr(cls, "meta_safe", False) and strict:
+    if cls.meta_safe and strict:
         load_strictly(module, _read_weights(headers, target, precision), assign=True)
     else:
         module = cls(config)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vadis.cli.common import check_number, print_json, say
-from vadis.errors import ModelError
 
 TEXTS = (
     "a person walks forward", "a person turns around to the left", "a person sits down", "a person stands up again",
@@ -46,14 +45,13 @@ class BenchmarkStream:
         check_number("--threads", self.threads, 1, 1024)
         import torch
 
-        import vadis
+        from vadis.hub import load_pipeline
 
         torch.set_num_threads(self.threads)
         started = time.perf_counter()
-        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
-        if not hasattr(pipe, "stream") or not hasattr(pipe.generator, "streams"):
-            raise ModelError(f"{self.model} is no streaming model; name one such as vadis-mini-stream.")
-        pipe.sentence("")
+        pipe = load_pipeline(self.model, device=self.device, allow_download=self.allow_download)
+        pipe.check_can("live", self.model)
+        pipe.warm()
         say(f"{self.model} loaded in {time.perf_counter() - started:.1f} s; {self.texts} × {self.latents} latents …")
         page = {"model": self.model, "threads": self.threads, "device": self.device} | self._measure(pipe)
         if self.json:
@@ -71,7 +69,7 @@ class BenchmarkStream:
         print(f"{page['times_real_time']:.2f} × real time")
 
     def _measure(self, pipe: Any) -> dict[str, Any]:
-        stream = pipe.stream("a person stands", seed=self.seed)
+        stream = pipe.live("a person stands", seed=self.seed)
         for _ in range(3):  # the first passes allocate
             stream.next_frames()
         wall, cpu, answers = [], [], []

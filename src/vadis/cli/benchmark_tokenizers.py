@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from vadis.cli.common import check_input, print_json, say
-from vadis.cli.reading import load_tokenizer
 from vadis.errors import VadisError
 from vadis.files import atomic_write
 from vadis.records import MAX_BYTES, checked, parse_json, read_bytes
@@ -75,11 +74,12 @@ class BenchmarkTokenizers:
 
     def _report(self, name: str, source: str, corpus: Any, clips: list[Any], evaluator: Any, folder: Path) -> Any:
         from vadis.data.tokenize import fingerprint
+        from vadis.hub import load_tokenizer
         from vadis.pipelines.compare_tokenizers import TokenizerReport, fit_clips, measure
 
-        tokenizer = load_tokenizer(source, self.allow_download)
+        tokenizer = load_tokenizer(source, allow_download=self.allow_download)
         key = {
-            "model": tokenizer.hash if hasattr(tokenizer, "hash") else fingerprint(tokenizer),
+            "model": fingerprint(tokenizer),
             "data": [str(self.data), self.split, self.seconds, len(clips), sum(map(len, clips))],
             "evaluator": self.evaluator and fingerprint(evaluator),
         }

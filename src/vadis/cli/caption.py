@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_number, print_json, say
 from vadis.cli.reading import on_model_skeleton, read_motion
-from vadis.errors import ModelError, VadisError
+from vadis.errors import VadisError
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,11 @@ class Caption:
 
     def run(self) -> None:
         self._check()
-        import vadis
+        from vadis.hub import load_pipeline
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
-        if not hasattr(pipe, "caption"):
-            raise ModelError(f"{self.model} holds a {type(pipe).__name__}, which does not read motion.")
+        pipe = load_pipeline(self.model, device=self.device, allow_download=self.allow_download)
+        pipe.check_can("caption", self.model)
         found = [entry for source in self.sources for entry in self._file(pipe, source)]
         if self.json:
             print_json(found)
@@ -63,7 +62,7 @@ class Caption:
 
     def _file(self, pipe: Any, source: str) -> list[dict[str, Any]]:
         """The sentences about each piece of one file."""
-        fps, per_token = float(pipe.tokenizer.fps), pipe.tokenizer.frames_per_token or 1
+        fps, per_token = pipe.fps, pipe.tokenizer.frames_per_token or 1
         motion = on_model_skeleton(read_motion(source, fps=self.fps), fps)
         if motion.num_frames < per_token:
             raise VadisError(

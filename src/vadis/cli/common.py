@@ -78,6 +78,23 @@ def check_input(path: str | Path) -> Path:
     return path
 
 
+def call_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Settings of a call from NAME=VALUE words: numbers, true, false, null, or text."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or not name:
+            raise VadisError(f"--set {word!r:.80}: write NAME=VALUE, such as temperature=0.8.")
+        if name in settings:
+            raise VadisError(f"--set {name} is given twice: keep one.")
+        try:
+            settings[name] = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            settings[name] = value
+    return settings
+
+
 def numbered(path: Path, number: int, count: int) -> Path:
     """`walk.bvh` → `walk-1.bvh` … when there are several results; the path itself for one."""
     return path if count == 1 else path.with_name(f"{path.stem}-{number + 1:0{len(str(count))}d}{path.suffix}")

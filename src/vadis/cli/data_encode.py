@@ -43,14 +43,13 @@ class Encode:
 
     def run(self) -> None:
         path = check_input(self.corpus)
-        import vadis
         from vadis.data.corpus import Corpus
         from vadis.data.tokenize import encode_corpus
         from vadis.generators.text import text_encoder
+        from vadis.hub import load_tokenizer
 
         corpus = Corpus.open(path)
-        tokenizer = vadis.load(self.tokenizer, device=self.device, allow_download=self.allow_download)
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a whole pipeline has one
+        tokenizer = load_tokenizer(self.tokenizer, device=self.device, allow_download=self.allow_download)
         encoder = text_encoder(self.text_encoder, self.text_encoder_source, self.device)
         plan = _plan_function(corpus) if self.plan else None
         limits: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}

@@ -65,7 +65,9 @@ class Instructions:
 
 def _shown(part: "Part") -> object:
     """A text, or what is in the place of a motion."""
+    from vadis.tokenizers.dsft_sequence import Encoded
+
     if isinstance(part, str):
         return part
-    counted = {"tokens": part.tokens.num_tokens} if hasattr(part.tokens, "num_tokens") else {"steps": len(part.tokens)}
+    counted = {"tokens": part.tokens.num_tokens} if isinstance(part.tokens, Encoded) else {"steps": len(part.tokens)}
     return {"motion": counted if part.part is None else counted | {"part": part.part}}

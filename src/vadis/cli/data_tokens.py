@@ -42,10 +42,9 @@ class Tokens:
     def run(self) -> None:
         path = check_input(self.corpus)
         check_number("--static", self.static, 0, 10_000_000)
-        import vadis
+        from vadis.hub import load_tokenizer
 
-        loaded: Any = vadis.load(self.tokenizer, device=self.device, allow_download=self.allow_download)
-        tokenizer = getattr(loaded, "tokenizer", loaded)  # a whole pipeline has one
+        tokenizer = load_tokenizer(self.tokenizer, device=self.device, allow_download=self.allow_download)
         if path.suffix == ".jsonl":
             made = self._rows(path, tokenizer)
         else:
@@ -56,7 +55,7 @@ class Tokens:
     def _rows(self, path: Any, tokenizer: Any) -> Any:
         from vadis.data.swift_rows import import_rows
 
-        if not hasattr(tokenizer, "vocab_sizes"):
+        if not tokenizer.two_streams:
             raise VadisError(f"rows hold tokens of DSFT; {self.tokenizer} is a {type(tokenizer).__name__}.")
         files = {"train": path}
         if path.name == "train.jsonl" and (path.parent / "val.jsonl").is_file():

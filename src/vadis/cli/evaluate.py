@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
-from vadis.cli.common import check_input, print_json, say
+from vadis.cli.common import call_settings, check_input, print_json, say
 from vadis.errors import VadisError
 
 
@@ -63,11 +63,13 @@ class Evaluate:
     judge_model: str = ""
     """Name of the model there."""
     samples: int | None = None
-    """Candidates made for every motion, of which the model keeps one; by default the model's own number."""
-    guidance: float | None = None
-    """How strongly the text is followed; by default the model's own value."""
+    """Candidates per motion, of which the model keeps one; by default the model's own number."""
+    guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None
+    """How strongly the prompt is followed; by default the model's own value."""
     temperature: float | None = None
     """By default the model's own value."""
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE"), UseAppendAction] = ()
+    """Any other setting of the model; `vadis info MODEL` lists them."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     allow_download: bool = False
@@ -85,7 +87,8 @@ class Evaluate:
             raise VadisError(f"{self.output} is a file: -o names a folder for the report.")
         from vadis.pipelines.evaluate import evaluate
 
-        given = {"samples": self.samples, "guidance_scale": self.guidance, "temperature": self.temperature}
+        given = {"samples": self.samples, "guidance_scale": self.guidance_scale, "temperature": self.temperature}
+        given |= call_settings(self.set)
         report = evaluate(
             self.model if self.baseline is None else f"baseline:{self.baseline}",
             self.protocol, data, evaluator=self.evaluator, split=self.split, kinds=self.kinds, out=self.output,

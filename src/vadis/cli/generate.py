@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from vadis.cli.common import check_number, print_json, say
+from vadis.cli.common import call_settings, check_number, print_json, say
 from vadis.cli.writing import check_outputs, kept_motions, write
-from vadis.errors import ModelError, VadisError
+from vadis.errors import VadisError
 
 MAX_CHARACTERS = 2000
 MAX_SECONDS = 3600.0
 """As in the text encoder and the pipeline, checked here before torch is loaded; a test keeps them equal."""
+FLAGS = ("guidance_scale", "temperature", "top_k", "top_p", "clean_feet")
+"""Settings of the model that have a flag of their own."""
 TOGETHER = 32
 """Motions made in one go, by models that gain from it; the others make one after another."""
 
@@ -39,11 +41,11 @@ class Generate:
     seed: int = 0
     """The same seed gives the same motion."""
     count: int = 1
-    """Motions a prompt; with more than one result the file names are numbered."""
+    """Motions per prompt; with more than one result the file names are numbered."""
     samples: int | None = None
-    """Candidates made for every motion, of which the best is kept; by default the model's own number."""
-    guidance: float | None = None
-    """How strongly the text is followed; by default the model's own value."""
+    """Candidates per motion, of which the best is kept; by default the model's own number."""
+    guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None
+    """How strongly the prompt is followed; by default the model's own value."""
     temperature: float | None = None
     """0 always takes the likeliest token; by default the model's own value."""
     top_k: int | None = None
@@ -52,6 +54,8 @@ class Generate:
     """Draw among the likeliest tokens that hold this share of the probability."""
     clean_feet: bool | None = None
     """Stop feet from sliding while they stand; by default what the model's own settings say."""
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE"), UseAppendAction] = ()
+    """Any other setting of the model; `vadis info MODEL` lists them."""
     fps: float | None = None
     """Frame rate of the files; by default the model's."""
     device: str = "auto"
@@ -64,22 +68,12 @@ class Generate:
     def run(self) -> None:
         prompts, paths = self._check(), check_outputs(self.out)
         started = time.perf_counter()
-        import vadis
+        from vadis.hub import load_pipeline
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
+        pipe = load_pipeline(self.model, device=self.device, allow_download=self.allow_download)
         loaded = time.perf_counter()
-        sees = hasattr(pipe, "vla")
-        if not hasattr(pipe, "save_pretrained") or not (sees or hasattr(pipe, "generator")):
-            raise ModelError(
-                f"{self.model} holds a {type(pipe).__name__}, which is one part of a model; name a whole one."
-            )
-        if self.image is not None and not sees:
-            raise ModelError(f"{self.model} holds a {type(pipe).__name__}, which sees nothing: leave --image out.")
-        settings = {"samples": self.samples, "guidance_scale": self.guidance, "temperature": self.temperature}
-        settings |= {"top_k": self.top_k, "top_p": self.top_p}
-        if self.clean_feet is not None:
-            settings["clean_feet"] = self.clean_feet
+        settings = self._settings(pipe)
         wanted = [text for text in prompts for _ in range(self.count)]
         say(
             f"generating {len(wanted)} × {self.seconds:g} s …"
@@ -88,11 +82,10 @@ class Generate:
         )
 
         def make(texts: list[str], first: int) -> list[Any]:
-            if sees:
-                return self._in_scene(pipe, texts, first)
-            return list(pipe(texts, seconds=self.seconds, seed=self.seed + first, **settings).motion)
+            return pipe(texts, seconds=self.seconds, seed=self.seed + first, **settings).motion
 
-        with kept_motions(wanted, make, 1 if pipe.alone else TOGETHER, paths[0], lambda: self._work(paths)) as motions:
+        at_once = TOGETHER if pipe.capabilities.together else 1
+        with kept_motions(wanted, make, at_once, paths[0], lambda: self._work(paths)) as motions:
             made = time.perf_counter()
             if self.fps is not None:
                 motions = [motion.resample(self.fps) for motion in motions]
@@ -124,17 +117,16 @@ class Generate:
         inputs = stamp(find_folder(self.model), *([self.image] if self.image else []))
         return repr((asdict(self), [str(path) for path in paths], inputs, vadis.__version__))
 
-    def _in_scene(self, pipe: Any, wanted: list[str], first: int) -> list[Any]:
-        """Motions of a MotionVLA pipeline, one after another."""
-        if self.samples is not None or self.clean_feet is not None:
-            raise VadisError(
-                "a MotionVLA model makes one candidate and leaves feet alone: no --samples, no --clean-feet."
-            )
-        drawn = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
-        return [
-            pipe(text, image=self.image, seconds=self.seconds, seed=self.seed + first + i, **drawn).motion
-            for i, text in enumerate(wanted)
-        ]
+    def _settings(self, pipe: Any) -> dict[str, Any]:
+        """What the call is told beside length and seed. Raises VadisError for what this model doesn't take."""
+        if self.image is not None:
+            pipe.check_can("image", self.model)
+        given = {name: getattr(self, name) for name in FLAGS} | call_settings(self.set)
+        settings = {name: value for name, value in given.items() if value is not None}
+        if unknown := sorted(set(settings) - set(pipe.settings)):
+            flags = ", ".join("--" + name.replace("_", "-") if name in FLAGS else f"--set {name}" for name in unknown)
+            raise VadisError(f"{self.model} has no {flags}; its settings are {', '.join(pipe.settings)}.")
+        return settings | {"samples": self.samples, "image": self.image}
 
     def _check(self) -> list[str]:
         """The prompts, once every value is known to make sense; VadisError otherwise. Needs no torch."""
@@ -151,9 +143,9 @@ class Generate:
         check_number("--seconds", self.seconds, 0.2, MAX_SECONDS, "s")
         check_number("--count", self.count, 1, 1000)
         check_number("--seed", self.seed, 0, 2**63 - 1)
-        for name, low, high in (("samples", 1, 256), ("guidance", 0, 100), ("temperature", 0, 10)):
+        for name, low, high in (("samples", 1, 256), ("guidance_scale", 0, 100), ("temperature", 0, 10)):
             if (value := getattr(self, name)) is not None:
-                check_number(f"--{name}", value, low, high)
+                check_number(f"--{name.replace('_', '-')}", value, low, high)
         if self.top_k is not None:
             check_number("--top-k", self.top_k, 1, 1e9)
         if self.top_p is not None:

@@ -7,7 +7,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from vadis.cli.access import access_from
 from vadis.cli.common import check_number, say
-from vadis.errors import ModelError, VadisError
+from vadis.errors import VadisError
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,15 @@ class Live:
             raise VadisError(f"--port must be between 1 and 65535; got {self.port}.")
         check_number("--seed", self.seed, 0, 2**63 - 1)
         access = access_from(self.host, self.port, self.token, self.allow_host, self.origin)
-        import vadis
+        from vadis.hub import load_pipeline
         from vadis.pipelines.player import Player
         from vadis.viewer.live_stream import LiveApp
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
-        if not hasattr(pipe, "stream") or not hasattr(pipe.generator, "streams"):
-            raise ModelError(f"{self.model} is no streaming model; `vadis live` needs one such as vadis-mini-stream.")
-        pipe.sentence("")  # loads the text encoder now rather than at the first text
-        player = Player(pipe.stream(seed=self.seed))
+        pipe = load_pipeline(self.model, device=self.device, allow_download=self.allow_download)
+        pipe.check_can("live", self.model)
+        pipe.warm()  # loads the text encoder now rather than at the first text
+        player = Player(pipe.live(seed=self.seed))
         if self.prompt:
             player.push(self.prompt[0])
         app = LiveApp(player.start(), self.port, self.host, text="".join(self.prompt), access=access)

@@ -70,14 +70,3 @@ def on_model_skeleton(motion: "Motion", fps: float | None = None) -> "Motion":
         say(f"resampling {motion.fps:g} → {fps:g} frames/s")
         motion = motion.resample(fps)
     return motion
-
-
-def load_tokenizer(model: "str | HubName", allow_download: bool = False) -> Any:
-    """The tokenizer at a folder, bundled name or Hub id, or that of the pipeline there; raises ModelError for anything else."""
-    from vadis.hub import load
-
-    loaded = load(model, allow_download=allow_download)
-    tokenizer = getattr(loaded, "tokenizer", loaded)
-    if not hasattr(tokenizer, "reconstruct"):
-        raise ModelError(f"{model} is a {type(tokenizer).__name__}, not a tokenizer or a pipeline with one.")
-    return tokenizer

@@ -14,7 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from vadis.cli.access import access_from
 from vadis.cli.common import check_number, check_output, say
 from vadis.cli.writing import SUFFIXES, write
-from vadis.errors import ModelError, VadisError
+from vadis.errors import VadisError
 from vadis.files import atomic_write
 
 FRAMES_SUFFIX = ".vds"
@@ -56,18 +56,17 @@ class Stream:
 
     def run(self) -> None:
         paths = self._check()
-        import vadis
+        from vadis.hub import load_pipeline
         from vadis.pipelines.player import Player
 
         say(f"loading {self.model} …")
-        pipe = vadis.load(self.model, device=self.device, allow_download=self.allow_download)
-        if not hasattr(pipe, "stream") or not hasattr(pipe.generator, "streams"):
-            raise ModelError(f"{self.model} is no streaming model; `vadis stream` needs one such as vadis-mini-stream.")
-        limit = None if self.seconds is None else round(self.seconds * pipe.tokenizer.fps)
+        pipe = load_pipeline(self.model, device=self.device, allow_download=self.allow_download)
+        pipe.check_can("live", self.model)
+        limit = None if self.seconds is None else round(self.seconds * pipe.fps)
         with ExitStack() as stack:
             sinks = [stack.enter_context(_frames_file(path)) for path in paths if path.suffix == FRAMES_SUFFIX]
-            show = _Shown(sinks, self.every, pipe.tokenizer.fps, self.prompt)
-            player = Player(pipe.stream(seed=self.seed), show, realtime=not self.fast, limit=limit)
+            show = _Shown(sinks, self.every, pipe.fps, self.prompt)
+            player = Player(pipe.live(seed=self.seed), show, realtime=not self.fast, limit=limit)
             stack.callback(player.stop)
             show.player = player
             player.record(any(path.suffix != FRAMES_SUFFIX for path in paths))

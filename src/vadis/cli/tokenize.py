@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_output, print_json, say
-from vadis.cli.reading import load_tokenizer, on_model_skeleton, read_motion
+from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import check_outputs, write
 from vadis.errors import ModelError
 
@@ -120,11 +120,12 @@ class Reconstruct:
     """Print what was lost as JSON."""
 
     def run(self) -> None:
+        from vadis.hub import load_tokenizer
         from vadis.pipelines.compare_tokenizers import measure
         from vadis.representations import representation
 
         paths = check_outputs(self.out)
-        tokenizer = load_tokenizer(self.model, self.allow_download)
+        tokenizer = load_tokenizer(self.model, allow_download=self.allow_download)
         motion, features = _read(self.source, self.fps, tokenizer)
         made = representation(tokenizer.representation).decode(tokenizer.reconstruct(features), fps=tokenizer.fps)
         for path in paths:
@@ -145,9 +146,10 @@ class Reconstruct:
 
 def _steps_tokenizer(model: Any, allow_download: bool) -> Any:
     """A tokenizer whose tokens are an array; raises ModelError for DSFT, which codes a clip as a sequence of its own kind."""
+    from vadis.hub import load_tokenizer
     from vadis.tokenizers.base import Tokenizer
 
-    tokenizer = load_tokenizer(model, allow_download)
+    tokenizer = load_tokenizer(model, allow_download=allow_download)
     if not isinstance(tokenizer, Tokenizer):
         raise ModelError(
             f"{model} is a {type(tokenizer).__name__}, whose codes don't fit a token file: use its encode and to_text in "

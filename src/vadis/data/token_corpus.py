@@ -72,14 +72,14 @@ def tokenize_corpus(
 
     Raises VadisError when the tokenizer does not fit the corpus or nothing is left.
     """
-    if getattr(tokenizer, "continuous", False):
+    if tokenizer.continuous:
         raise ModelError(f"{type(tokenizer).__name__} makes latents, not tokens: use a discrete tokenizer.")
     if tokenizer.representation != corpus.representation or tokenizer.fps != corpus.fps:
         raise VadisError(
             f"the tokenizer reads {tokenizer.representation} at {tokenizer.fps:g} fps; the corpus {corpus.path} holds "
             f"{corpus.representation} at {corpus.fps:g} fps. Build the corpus for this tokenizer."
         )
-    streams = hasattr(tokenizer, "vocab_sizes")
+    streams = tokenizer.two_streams
     unit = LENGTH_STEP if streams else int(tokenizer.frames_per_token)
     least = max(unit, 8, round(min_seconds * corpus.fps))
     most = round(max_seconds * corpus.fps) if max_seconds else None
@@ -186,9 +186,9 @@ def _write_pages(
     page = {
         "format": "vadis-tokens",
         "version": VERSION,
-        "streams": hasattr(tokenizer, "vocab_sizes"),
-        "grouped": getattr(tokenizer, "_token_rank", 1) == 2,
-        "parts": list(getattr(tokenizer, "parts", ())),
+        "streams": tokenizer.two_streams,
+        "grouped": tokenizer.grouped,
+        "parts": list(tokenizer.parts),
         "tokenizer": {"facts": asdict(MotionTokenizerFacts.of(tokenizer)), "config": _plain(tokenizer.config)},
         "segments": len(rows),
         "steps": int(firsts[-1]),

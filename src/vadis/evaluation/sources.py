@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from vadis.errors import FileError, VadisError
 from vadis.evaluation.protocol import Protocol
 from vadis.evaluation.reference import Draw, Name, Reference, Text, read_array
+from vadis.pipelines.base import Pipeline
 from vadis.records import read_rows
 from vadis.representations import representation
 
@@ -90,27 +91,29 @@ class PipelineSource(Source):
 
     random = True
 
-    def __init__(self, pipe: Any, protocol: Protocol, name: str = "", settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, pipe: Pipeline, protocol: Protocol, name: str = "", settings: dict[str, Any] | None = None
+    ) -> None:
         self.pipe, self.settings, self.protocol = pipe, dict(settings or {}), protocol
-        check_fit(type(pipe).__name__, getattr(pipe.representation, "name", pipe.representation), protocol)
+        check_fit(type(pipe).__name__, pipe.representation.name, protocol)
         if protocol.task == "reconstruction":
             raise VadisError(f"protocol {protocol.name} measures a tokenizer: give that part, e.g. pipe.tokenizer.")
-        parts = [getattr(pipe, n, None) for n in ("tokenizer", "generator", "planner", "config")]
         self.name = name or type(pipe).__name__
-        self.ends_itself = protocol.length == "own" and getattr(getattr(pipe, "config", None), "seconds", 0) is None
+        self.ends_itself = protocol.length == "own" and pipe.capabilities.ends_itself
         self.notes = [
             "motions end where the model ends them." if self.ends_itself else "motions last as long as the recordings."
         ]
-        config = getattr(pipe, "config", None)
-        self.cleans = bool(self.settings.get("clean_feet", getattr(config, "clean_feet", False)))
+        self.cleans = bool(self.settings.get("clean_feet", pipe.config.clean_feet))
         if self.cleans and protocol.task != "stream":
             self.notes.append(
                 "motions are measured as they are handed out, feet cleaned; features as decoded: clean_feet=False."
             )
-        self.identity = model_identity(*parts) + json.dumps(self.settings, sort_keys=True, default=str)
+        self.identity = model_identity(*pipe.networks, pipe.config) + json.dumps(
+            self.settings, sort_keys=True, default=str
+        )
 
     def predict(self, draws: Sequence[Draw], seed: int, start: int) -> list[Tensor]:
-        fps, first = self.pipe.tokenizer.fps, 1_000_003 * seed + start
+        fps, first = self.pipe.fps, 1_000_003 * seed + start
         if self.protocol.task == "stream":
             return [self._stream(d, fps, first + i) for i, d in enumerate(draws)]
         texts = [d.texts[0].text for d in draws]
@@ -122,12 +125,12 @@ class PipelineSource(Source):
         return [rep.encode(motion) for motion in out.motion]
 
     def at_once(self, batch: int) -> int:
-        return 1 if self.protocol.task == "stream" or getattr(self.pipe, "alone", False) else batch
+        return batch if self.protocol.task != "stream" and self.pipe.capabilities.together else 1
 
     def _stream(self, draw: Draw, fps: float, seed: int) -> Tensor:
         texts, seconds = [t.text for t in draw.texts], [n / fps for n in draw.parts]
         chunks = self.pipe.stream(texts, seconds=seconds, seed=seed, **self.settings)
-        return torch.cat(list(chunks))[: draw.frames]
+        return torch.cat([chunk.features for chunk in chunks])[: draw.frames]
 
 
 class TokenizerSource(Source):
@@ -146,7 +149,7 @@ class TokenizerSource(Source):
         return [self.tokenizer.decode(t).float().cpu() for t in self.tokenizer.encode(clips)]
 
     def tokens(self, draws: Sequence[Draw]) -> tuple[Tensor, int] | None:
-        if getattr(self.tokenizer, "continuous", False):
+        if self.tokenizer.continuous:
             return None
         rows = self.tokenizer.encode([self.reference.features(d) for d in draws])
         return torch.cat([torch.as_tensor(r) for r in rows]), int(self.tokenizer.vocab_size)

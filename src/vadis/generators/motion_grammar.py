@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vadis.errors import ShapeError, VadisError
+from vadis.tokenizers.dsft_codec import IntegerBPE
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP
 
 START, LENGTH, MOTION, PHYS, DONE = range(5)
@@ -191,7 +192,7 @@ class MotionGrammar:
         self._needs: Tensor | None = None
         if tokenizer is None:
             return
-        if not hasattr(tokenizer, "integer_shapes"):
+        if not tokenizer.two_streams:
             raise VadisError(f"a vocabulary of two streams needs a DSFT tokenizer, not a {type(tokenizer).__name__}.")
         sizes = torch.tensor(tokenizer.vocab_sizes)
         if bool((sizes > codes).any()):
@@ -204,7 +205,7 @@ class MotionGrammar:
             raise VadisError("DSFT needs the number of frames of every motion: give length, or train length tokens.")
         highest = LENGTH_STEP * self._lengths if self._lengths else int(self._most.max())
         table = torch.tensor([[k * d for k, d in tokenizer.integer_shapes(t)] for t in range(highest + 1)])
-        if all(hasattr(codec, "lengths") for codec in tokenizer.codecs):
+        if all(isinstance(codec, IntegerBPE) for codec in tokenizer.codecs):
             self.exact = True
             costs = [torch.ones(int(c), dtype=torch.long) for c in codes]
             for cost, codec in zip(costs, tokenizer.codecs, strict=True):

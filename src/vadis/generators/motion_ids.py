@@ -47,7 +47,7 @@ class MotionTokenizerFacts:
 
         if isinstance(tokenizer, cls):
             return tokenizer
-        sha256 = tokenizer.hash if hasattr(tokenizer, "vocab_sizes") else fingerprint(tokenizer)
+        sha256 = fingerprint(tokenizer)
         per_token = tokenizer.frames_per_token
         return cls(
             tokenizer.config.type, sha256, tokenizer.representation, float(tokenizer.fps),

@@ -63,9 +63,9 @@ class MotionLayout:
         have one codebook (2-D LFQ, RVQ with a shared codebook). Raises ModelError for a continuous tokenizer and for what
         its tokens can't be.
         """
-        if getattr(tokenizer, "continuous", False):
+        if tokenizer.continuous:
             raise ModelError(f"{type(tokenizer).__name__} makes latents, not tokens: use a discrete tokenizer.")
-        if hasattr(tokenizer, "vocab_sizes"):
+        if tokenizer.two_streams:
             if kind not in (None, "two_stream") or order != "time" or shared:
                 raise ModelError("DSFT's tokens are two streams: leave kind, order and shared out.")
             base, phys = tokenizer.vocab_sizes
@@ -78,7 +78,7 @@ class MotionLayout:
         if shared is None:
             shared = groups > 1 and (config.type == "lfq2d" or getattr(config, "shared_codebook", False))
         fields = {"kind": kind or "flat", "groups": groups, "codes": int(tokenizer.vocab_size), "order": order,
-                  "shared": bool(shared), "grouped": tokenizer._token_rank == 2}  # fmt: skip
+                  "shared": bool(shared), "grouped": tokenizer.grouped}  # fmt: skip
         return build_config(cls, fields, type(tokenizer).__name__)
 
     def check(self, tokenizer: Any) -> None:

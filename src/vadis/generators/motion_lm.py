@@ -82,7 +82,7 @@ class MotionLM(MotionWriter):
 
         Raises VadisError for tokenizers that don't code parts of the body by themselves.
         """
-        names = getattr(self.motion_tokenizer, "parts", ())
+        names = self.motion_tokenizer.parts if self.motion_tokenizer else ()
         kind, layout = self.vocabulary.tokenizer.type, self.vocabulary.layout
         if layout.groups == 1:
             raise VadisError(

@@ -21,6 +21,7 @@ from vadis.generators.motion_grammar import LENGTH_STEP, MotionGrammar
 from vadis.generators.motion_language_files import check_motion_tokenizer, check_together, load_language_model
 from vadis.generators.motion_run import MotionRun
 from vadis.generators.motion_vocabulary import MotionVocabulary
+from vadis.tokenizers.dsft_codec import IntegerBPE
 from vadis.tokenizers.dsft_sequence import Encoded
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -153,9 +154,14 @@ class MotionWriter:
                 yield self._steps_of(symbols, sent, ready)
                 sent = ready
 
+    @property
+    def in_time_order(self) -> bool:
+        """Tokens come in the order of time, so that the beginning of a motion is ready before its end."""
+        return not (self.two_streams or self.vocabulary.layout.order == "part")
+
     def check_order(self) -> None:
         """Raise VadisError unless tokens come in the order of time."""
-        if self.two_streams or self.vocabulary.layout.order == "part":
+        if not self.in_time_order:
             raise VadisError(
                 "these tokens don't come in the order of time, so no part of the motion is ready before its end."
             )
@@ -282,7 +288,7 @@ class MotionWriter:
     def _least_ids(self, frames: int) -> int:
         """Ids that a motion of so many frames takes at least, of two streams."""
         needs = [k * d for k, d in self.motion_tokenizer.integer_shapes(frames)]  # type: ignore[union-attr]
-        most = [int(c.lengths.max()) if hasattr(c, "lengths") else n + 1
+        most = [int(c.lengths.max()) if isinstance(c, IntegerBPE) else n + 1
                 for c, n in zip(self.motion_tokenizer.codecs, needs, strict=True)]  # type: ignore[union-attr]  # fmt: skip
         return 2 + sum(-(-n // m) for n, m in zip(needs, most, strict=True))
 

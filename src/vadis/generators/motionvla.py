@@ -26,6 +26,7 @@ from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
 from vadis.generators.scene_backbone import SceneBackbone
 from vadis.generators.scene_images import Image
 from vadis.generators.scene_prompts import Prompt, ScenePacker, collate
+from vadis.tokenizers.dsft_codec import IntegerBPE
 from vadis.tokenizers.dsft_sequence import Encoded
 
 IGNORED = -100
@@ -265,7 +266,7 @@ class MotionVLA:
         if not self.two_streams:
             return self.most_ids(frames)
         shapes = self.motion_tokenizer.integer_shapes(frames)
-        longest = [int(c.lengths.max()) if hasattr(c, "lengths") else 1 << 20 for c in self.motion_tokenizer.codecs]
+        longest = [int(c.lengths.max()) if isinstance(c, IntegerBPE) else 1 << 20 for c in self.motion_tokenizer.codecs]
         return 3 + sum(-(-k * d // most) for (k, d), most in zip(shapes, longest, strict=True))
 
     def _begin(self, rows: Sequence[Prompt]) -> tuple[Tensor, Any, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The half of `vadis info` that looks at weights and folders: names and shapes, sizes, licences, importable layouts."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -189,6 +190,9 @@ def _bundle(path: Path, report: Callable[..., Any]) -> Any:
         else:
             facts[name] = "not in the folder"
     facts |= weight_facts(total) if total else {}
+    if (path / "generation_config.json").is_file():
+        settings = read_json(path / "generation_config.json")
+        facts["settings"] = ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
     facts["licence"] = licence(path) or "not stated"
     if "_vadis_version" in index:
         step = [f'vadis generate "…" --model {path}', f"vadis.load({str(path)!r})"]

@@ -125,7 +125,7 @@ def measure(
     bits, rate = _bits(tokenizer, clips, tokens, seconds)
     return TokenizerReport(
         name=name or type(tokenizer).__name__,
-        family=getattr(tokenizer.config, "type", type(tokenizer).__name__),
+        family=tokenizer.config.type,
         clips=len(clips),
         seconds=round(seconds, 1),
         local_mm=mean("local_mm"),
@@ -140,7 +140,7 @@ def measure(
         bits_per_second=bits,
         rate=rate,
         tokens_per_second=sum(_count(tokenizer, t) for t in tokens) / seconds,
-        parameters=sum(p.numel() for p in tokenizer.parameters()) if hasattr(tokenizer, "parameters") else 0,
+        parameters=sum(p.numel() for p in tokenizer.parameters()) if isinstance(tokenizer, torch.nn.Module) else 0,
         encode_fps=frames / encode_seconds,
         decode_fps=frames / decode_seconds,
         **_codebook(tokenizer, tokens),
@@ -206,20 +206,20 @@ def _count(tokenizer: Any, code: Any) -> int:
     """Tokens in the code of one clip; a latent counts as one."""
     if not isinstance(code, Tensor):
         return code.num_tokens
-    return len(code) if getattr(tokenizer, "continuous", False) else code.numel()
+    return len(code) if tokenizer.continuous else code.numel()
 
 
 def _bits(tokenizer: Any, clips: Sequence[Tensor], tokens: Sequence[Any], seconds: float) -> tuple[float, str]:
-    if getattr(tokenizer, "continuous", False):
+    if tokenizer.continuous:
         rates = [tokenizer.kl_bits_per_second(clip) for clip in clips]
         return float(np.average(rates, weights=[len(c) for c in clips])), "KL rate"
-    if hasattr(tokenizer, "bits"):
+    if tokenizer.two_streams:
         return sum(tokenizer.bits(clip) for clip in clips) / seconds, "measured"
     return tokenizer.bits_per_second, "nominal"
 
 
 def _codebook(tokenizer: Any, tokens: Sequence[Any]) -> dict[str, Any]:
-    if getattr(tokenizer, "continuous", False) or not isinstance(tokens[0], Tensor):
+    if tokenizer.continuous or not isinstance(tokens[0], Tensor):
         return {}
     columns = torch.cat([t.reshape(len(t), -1) for t in tokens])
     usages = codebook_usages(columns, tokenizer.vocab_size, ignore=-1)

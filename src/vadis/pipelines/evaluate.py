@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vadis.component import MotionTokenizer, Part
 from vadis.data.corpus import Corpus
 from vadis.errors import ModelError, VadisError
 from vadis.evaluation import measure
@@ -32,6 +33,7 @@ from vadis.evaluation.sources import (
 )
 from vadis.hub import bundled_models, load
 from vadis.locks import only_run
+from vadis.pipelines.base import Pipeline
 from vadis.places import named_in_file
 
 EMBEDDED = {"fid", "retrieval", "diversity", "multimodality"}
@@ -219,11 +221,11 @@ def _source(model: Any, plan: Protocol, reference: Reference, partial: bool, set
         if path.is_dir() and not ours and not any((path / n).is_file() for n in ("config.json", "model_index.json")):
             return FolderSource(path, plan, reference, partial)
         name, model = path.name if path.is_dir() else str(model), load(model, **options)
-    if callable(model) and (hasattr(model, "text_encoder") or hasattr(model, "lm")):
+    if isinstance(model, Pipeline):
         if plan.task != "reconstruction":
             return PipelineSource(model, plan, name, settings)
         name, model = f"{name or type(model).__name__} tokenizer", model.tokenizer
-    if getattr(model, "kind", "") == "tokenizer":
+    if isinstance(model, MotionTokenizer):
         if plan.task in ("prompts", "stream"):
             raise VadisError(f"protocol {plan.name} needs a text-to-motion pipeline; a tokenizer has no use for texts.")
         return TokenizerSource(model, plan, reference, name)
@@ -248,7 +250,7 @@ def _evaluator(evaluator: Any, plan: Protocol, options: dict[str, Any]) -> tuple
         )
     else:
         name, found = type(wanted).__name__, wanted
-    if getattr(found, "kind", "") != "evaluator":
+    if not (isinstance(found, Part) and found.kind == "evaluator"):
         raise ModelError(f"{name} is a {type(found).__name__}, no evaluator.")
     check_fit(f"evaluator {name}", found.config.representation, plan)
     return name, found

@@ -5,11 +5,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import torch
-
 from vadis.errors import VadisError
 from vadis.motion import Motion
-from vadis.pipelines.stream import MotionStream, StreamFrames
+from vadis.pipelines.base import MotionChunk
+from vadis.pipelines.placing import join
+from vadis.pipelines.stream import MotionStream
 
 KEPT = 150
 """Pieces that stay in memory to be shown, and durations that the figures are made of."""
@@ -29,14 +29,14 @@ class Player:
     def __init__(
         self,
         stream: MotionStream,
-        show: Callable[[StreamFrames], None] | None = None,
+        show: Callable[[MotionChunk], None] | None = None,
         *,
         realtime: bool = True,
         lead: float = 0.3,
         limit: int | None = None,
     ) -> None:
         self.stream, self.show, self.realtime, self.lead, self.limit = stream, show, realtime, lead, limit
-        self.fps = float(stream.pipeline.tokenizer.fps)
+        self.fps = stream.pipeline.fps
         self.recording: list[Motion] | None = None
         """Pieces since `record(True)`."""
         self.latents: deque[float] = deque(maxlen=KEPT)
@@ -44,9 +44,9 @@ class Player:
         self.answers: deque[float] = deque(maxlen=KEPT)
         """Seconds from a text, its encoding included, to the first frames made for it."""
         self.error: Exception | None = None
-        self._pieces: deque[StreamFrames] = deque(maxlen=KEPT)
+        self._pieces: deque[MotionChunk] = deque(maxlen=KEPT)
         self._asked: dict[str, float] = {}
-        self._changed, self._stopping, self.begun = threading.Condition(), False, bool(stream._pending)
+        self._changed, self._stopping, self.begun = threading.Condition(), False, bool(stream.waiting)
         self._clock = 0.0
         self._thread = threading.Thread(target=self._run, name="vadis-player", daemon=True)
 
@@ -81,7 +81,7 @@ class Player:
             pieces, self.recording = self.recording, [] if on else None
         return join(pieces) if pieces and not on else None
 
-    def now(self) -> tuple[StreamFrames, int] | None:
+    def now(self) -> tuple[MotionChunk, int] | None:
         """The piece to be shown now and the frame in it; the last one when the maker is late."""
         with self._changed:
             if not self._pieces:
@@ -143,7 +143,7 @@ class Player:
                 self._changed.wait(due - now)
             return False
 
-    def _take(self, piece: StreamFrames, started: float) -> None:
+    def _take(self, piece: MotionChunk, started: float) -> None:
         done = time.perf_counter()
         with self._changed:
             self.latents.append(done - started)
@@ -155,14 +155,3 @@ class Player:
                 self.recording.append(piece.motion)
         if self.show is not None:
             self.show(piece)
-
-
-def join(pieces: list[Motion]) -> Motion:
-    """Pieces of one stream as a motion."""
-    first = pieces[0]
-    return Motion(
-        first.skeleton,
-        torch.cat([piece.root for piece in pieces]),
-        torch.cat([piece.rotations for piece in pieces]),
-        first.fps,
-    )

@@ -1,7 +1,6 @@
 """The models of a server: loaded once, described for `GET /models`, called for `POST /generate`."""
 
 import tempfile
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from vadis import rotation
 from vadis.errors import ModelError, VadisError
 from vadis.motion import Motion
+from vadis.pipelines.base import Pipeline
 from vadis.server.protocol import Frames, Text, pack, skeleton_page
 
 Format = Literal["json", "frames", "bvh", "glb", "npz"]
@@ -26,8 +26,8 @@ class ModelPage(BaseModel):
 
     name: str
     streams: bool = Field(description="Whether /stream can use it.")
-    fps: float = Field(description="Frames a second.")
-    frames_per_token: int = Field(description="Frames a token or latent; so many come at once in a stream.")
+    fps: float = Field(description="Frames per second.")
+    frames_per_token: int = Field(description="Frames per token or latent; so many come at once in a stream.")
     representation: str
     text_encoder: str | None = Field(description="Null for a language model that reads text itself and needs no other.")
 
@@ -77,29 +77,23 @@ class Models:
         if not pipelines:
             raise VadisError("there is nothing to serve: name a model.")
         for name, pipeline in pipelines.items():
-            if not (hasattr(pipeline, "generator") and hasattr(pipeline, "tokenizer")):
-                kind = type(pipeline).__name__
-                what = (
-                    "needs an image: ask it by `vadis generate --image`"
-                    if kind == "MotionVLAPipeline"
-                    else "is one part of a model"
+            if not isinstance(pipeline, Pipeline):
+                raise ModelError(f"{name} holds a {type(pipeline).__name__}, which is one part of a model.")
+            if pipeline.can("image"):
+                raise ModelError(
+                    f"{name} wants an image, which can't be sent here: ask it by `vadis generate --image`."
                 )
-                raise ModelError(f"{name} holds a {kind}, which {what}.")
-        self.pipelines = dict(pipelines)
-        self.streaming = [name for name, p in pipelines.items() if hasattr(p.generator, "streams")]
-        self._texts = threading.Lock()
+        self.pipelines: dict[str, Any] = dict(pipelines)
+        self.streaming = [name for name, pipeline in pipelines.items() if pipeline.can("live")]
 
     def warm(self) -> None:
         """Load the text encoders, so that the first request need not wait. Raises what their loading raises."""
-        for name in self.pipelines:
-            self.pipelines[name].text_encoder  # noqa: B018 - loaded when first asked for
-            if name in self.streaming:
-                self.sentence(name, "")
+        for pipeline in self.pipelines.values():
+            pipeline.warm()
 
     def sentence(self, name: str, text: str) -> Any:
         """The vector of a text for a streaming model."""
-        with self._texts:  # its cache is not made for several threads
-            return self.pipelines[name].sentence(text)
+        return self.pipelines[name].sentence(text)
 
     def pages(self) -> list[ModelPage]:
         """What is served, the default first."""
@@ -107,7 +101,7 @@ class Models:
             ModelPage(
                 name=name,
                 streams=name in self.streaming,
-                fps=float(p.tokenizer.fps),
+                fps=p.fps,
                 frames_per_token=int(p.tokenizer.frames_per_token),
                 representation=p.tokenizer.representation,
                 text_encoder=p.config.text_encoder,
@@ -131,8 +125,6 @@ class Models:
     def generate(self, name: str, request: GenerateRequest, seed: int) -> MotionPage | bytes:
         """Make the motion, as a page or as the bytes of the asked-for file."""
         pipeline = self.pipelines[name]
-        if name in self.streaming:  # afterwards the call finds it in the cache
-            self.sentence(name, request.prompt)
         output = pipeline(request.prompt, seconds=request.seconds, seed=seed)
         motion: Motion = output.motion
         if request.format == "frames":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vadis import rotation
 from vadis.errors import VadisError
-from vadis.pipelines.stream import RunningRoot
+from vadis.pipelines.placing import RunningRoot
 from vadis.server.protocol import Frames
 
 if TYPE_CHECKING:

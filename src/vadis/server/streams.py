@@ -100,10 +100,9 @@ class StreamEngine:
     def __init__(
         self, pipeline: Any, rows: int = 16, *, lead: float = 0.3, ahead: int = 8, metrics: Metrics | None = None
     ) -> None:
-        if not hasattr(getattr(pipeline, "generator", None), "streams"):
-            raise ModelError(f"a {type(pipeline).__name__} makes whole motions only: serve a streaming model.")
+        pipeline.check_can("live")
         self.pipeline, self.lead, self.ahead, self.metrics = pipeline, lead, ahead, metrics
-        self.fps = float(pipeline.tokenizer.fps)
+        self.fps = pipeline.fps
         self.latent_seconds = pipeline.tokenizer.frames_per_token / self.fps
         self.count, self.rows = rows, Rows(pipeline, rows)
         self.changed = threading.Condition()  # its lock may be taken again by who holds it

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vadis.cancel import stop_if_cancelled
 from vadis.checkpoint import MIN_STD
-from vadis.component import Component
+from vadis.component import Component, MotionTokenizer
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.motion import Motion
 from vadis.tokenizers.kinematic_loss import KINEMATIC_WEIGHTS, kinematic_losses
@@ -50,20 +50,17 @@ class Quantized(NamedTuple):
     losses: Mapping[str, Tensor] = {}
 
 
-class Tokenizer(Component):
+class Tokenizer(MotionTokenizer, Component):
     """Features `(T, D)` of one representation at one frame rate to tokens and back.
 
     `mean` and `std` travel as buffers. A lower precision asked for with `.to` leaves them and the quantiser in float32.
     """
 
-    kind = "tokenizer"
     keep_float32 = True
     chunk_frames: ClassVar[int] = 4096
     """Longer clips are coded in pieces of this many frames, with the context that makes them equal to the whole."""
     full_precision: ClassVar[tuple[str, ...]] = ("quantizer",)
     """Parts that stay float32 in half precision: rounding would move values across the borders of codes."""
-    continuous: ClassVar[bool] = False
-    """Tokens are latents, not integers."""
     mean: Tensor
     std: Tensor
 
@@ -289,6 +286,10 @@ class Tokenizer(Component):
         """Precision of the network."""
         names = (n for n in self.named_parameters() if not n[0].startswith(self.full_precision))
         return next(iter(names), ("", self.mean))[1].dtype
+
+    @property
+    def grouped(self) -> bool:  # type: ignore[override]
+        return self._token_rank == 2
 
     @property
     def _token_rank(self) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadis.component import build_config
+from vadis.component import MotionTokenizer, build_config
 from vadis.errors import ShapeError, VadisError
 from vadis.motion import Motion
 from vadis.tokenizers import dsft_sequence as sequence
@@ -42,7 +42,7 @@ OnError = Literal["strict", "repair", "zero", "original"]
 STREAMS = ("base", "phys")
 
 
-class DSFTTokenizer(DSFTTransform):
+class DSFTTokenizer(DSFTTransform, MotionTokenizer):
     """Features `(T, D)` in physical units to the ids of two streams and back. Made by `fit`, `load` or an import.
 
     Args:
@@ -53,8 +53,9 @@ class DSFTTokenizer(DSFTTransform):
         clips: how many clips it was fitted on.
     """
 
-    kind: ClassVar[str] = "tokenizer"
     config_class: ClassVar[type] = DSFTConfig
+    own_files = True
+    two_streams = True
     frames_per_token: ClassVar[None] = None
     """A token stands for no span of time: it says something about the whole clip."""
 

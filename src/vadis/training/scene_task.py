@@ -90,7 +90,7 @@ def corpus_items(path: str, split: str, tokenizer: Any) -> list[SceneItem]:
     if not clips:
         raise VadisError(f"{path} has no clip with captions in the split {split!r}.")
     features = [torch.as_tensor(clip.features) for clip in clips]
-    if hasattr(tokenizer, "vocab_sizes"):
+    if tokenizer.two_streams:
         coded: Sequence[Any] = tokenizer.encode_batch(features)
         lengths = [encoded.T for encoded in coded]
     else:
@@ -108,7 +108,7 @@ def corpus_items(path: str, split: str, tokenizer: Any) -> list[SceneItem]:
 
 def row_items(path: str, tokenizer: Any, image_root: str | None) -> list[SceneItem]:
     """Items of MotionVLA's JSON lines. Raises VadisError unless the tokenizer is DSFT and every row says its length."""
-    if not hasattr(tokenizer, "vocab_sizes"):
+    if not tokenizer.two_streams:
         raise VadisError("rows hold DSFT tokens: the motion tokenizer must be DSFT.")
     items = []
     for row in read_rows(path, fps=tokenizer.fps, image_root=image_root, vocab_sizes=tokenizer.vocab_sizes):

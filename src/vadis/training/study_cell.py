@@ -139,13 +139,13 @@ def pipeline_of(recipe: Any, weights: Path, wanted: MotionEvaluation) -> Any:
 
     if recipe.task == "generator":
         from vadis.data.tokenize import EncodedCorpus, fingerprint
+        from vadis.hub import load_tokenizer
         from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
 
         about = EncodedCorpus.open(recipe.data.corpus).about
         if wanted.tokenizer is None:
             raise VadisError("name the model that made the tokens: evaluation.tokenizer (--tokenizer FOLDER).")
-        tokenizer = vadis.load(wanted.tokenizer)
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        tokenizer = load_tokenizer(wanted.tokenizer)
         if fingerprint(tokenizer) != about["tokenizer"]["sha256"]:
             raise ModelError(f"the tokens of {recipe.data.corpus} were not made by {wanted.tokenizer}.")
         config = GenerationConfig(temperature=1.0, plan="none", text_encoder=about["text_encoder"]["name"])

@@ -14,7 +14,7 @@ from vadis.access import Access, page_url
 from vadis.errors import VadisError
 from vadis.motion import Motion
 from vadis.pipelines.player import Player
-from vadis.pipelines.stream import StreamFrames
+from vadis.pipelines.base import MotionChunk
 from vadis.skeleton import smpl22
 from vadis.viewer.mannequin import build_mannequin
 from vadis.viewer.stage import THEME, start_server, stop_server
@@ -57,7 +57,7 @@ class LiveBody:
         camera = self.server.initial_camera
         camera.position, camera.look_at, camera.fov = (1.7, 1.7, 3.8), (0.0, 0.9, 0.0), 0.7
 
-    def show(self, piece: StreamFrames, frame: int) -> None:
+    def show(self, piece: MotionChunk, frame: int) -> None:
         """Pose the body by one frame of a piece, above the origin; the floor moves instead."""
         if self._shown == (piece.start, frame):
             return
