@@ -22,7 +22,7 @@ import torch
 
 import vadis
 from vadis.cli.benchmark_stream import TEXTS
-from vadis.pipelines.stream import StreamFrames
+from vadis.pipelines.base import MotionChunk
 from vadis.server.metrics import resident_bytes
 
 MINUTE = 60.0
@@ -38,7 +38,7 @@ class Minute:
     def __init__(self) -> None:
         self.sums, self.step, self.joint, self.began = [], 0.0, 0.0, time.process_time()
 
-    def add(self, piece: StreamFrames, places: torch.Tensor, fps: float) -> None:
+    def add(self, piece: MotionChunk, places: torch.Tensor, fps: float) -> None:
         """`places` (3 + n, J, 3): joints of the piece, after the last three frames before it."""
         root = places[:, 0]
         step = torch.diff(root, dim=0).norm(dim=-1)[2:]
@@ -47,7 +47,7 @@ class Minute:
         speed = torch.diff(own, dim=0)[2:].norm(dim=-1).mean() * fps
         jerk = torch.diff(own, n=3, dim=0).norm(dim=-1).mean() * fps**3
         low = own[3:, :, 1].amin(1).mean()
-        self.sums.append([float(x) for x in (speed, jerk, own[3:, 0, 1].mean(), low, piece.latent.norm())])
+        self.sums.append([float(x) for x in (speed, jerk, own[3:, 0, 1].mean(), low, piece.tokens.norm())])
 
     def row(self, stream: Any) -> list[float]:
         """The finished minute in the order of COLUMNS."""
@@ -61,14 +61,14 @@ class Minute:
 def run(pipe: Any, seconds: float, every: float, seed: int, say: Any) -> np.ndarray:
     """Stream for so long; (minutes, len(COLUMNS)). Raises AssertionError at a number that is not finite."""
     fps, n = float(pipe.tokenizer.fps), pipe.tokenizer.frames_per_token
-    stream, draw = pipe.stream(seed=seed), random.Random(seed)
+    stream, draw = pipe.live(seed=seed), random.Random(seed)
     before, rows, minute = None, [], Minute()
     for latent in range(round(seconds * fps / n)):
         if latent % round(every * fps / n) == 0:
             stream.push_text(draw.choice(TEXTS))
         piece = stream.next_frames()
         assert piece.start == latent * n
-        finite = (piece.latent, piece.features, piece.motion.root, piece.motion.rotations)
+        finite = (piece.tokens, piece.features, piece.motion.root, piece.motion.rotations)
         assert all(bool(x.isfinite().all()) for x in finite), f"not finite at {piece.start / fps:.1f} s"
         places = piece.motion.positions
         places = torch.cat([places[:1].expand(3, -1, -1) if before is None else before, places])

@@ -49,12 +49,12 @@ def stream_motion(pipe: Any, seed: int) -> tuple[Motion, list[int], torch.Tensor
     """A minute of motion whose text changes every three seconds, the frames where it does, and the latents' steps."""
     per = pipe.tokenizer.frames_per_token
     latents = round(SECONDS * pipe.tokenizer.fps / per)
-    stream, pieces = pipe.stream(seed=seed), []
+    stream, pieces = pipe.live(seed=seed), []
     for k in range(TIMES):
         stream.push_text(CHANGES[k % len(CHANGES)])
         pieces += [stream.next_frames() for _ in range(latents)]
     root, rotations = (torch.cat([getattr(p.motion, name) for p in pieces]) for name in ("root", "rotations"))
-    steps = torch.diff(torch.stack([p.latent for p in pieces]), dim=0).norm(dim=-1)
+    steps = torch.diff(torch.cat([p.tokens for p in pieces]), dim=0).norm(dim=-1)
     motion = Motion(pieces[0].motion.skeleton, root, rotations, pieces[0].motion.fps)
     return motion, [k * latents * per for k in range(1, TIMES)], steps
 

@@ -45,9 +45,8 @@ def main() -> None:
             floor.plot(-thing["left"], thing["forward"], "s", color=COLOURS.get(thing["colour"], (0.4,) * 3), ms=9)
         for clip in clips:
             clock = time.perf_counter()
-            out = pipe(
-                clip.captions[0].text, image=image, frames=len(clip.features) // 4 * 4, n_samples=a.samples, seed=0
-            )
+            seconds = len(clip.features) // 4 * 4 / pipe.fps
+            out = pipe([clip.captions[0].text] * a.samples, image=image, seconds=seconds, seed=0)
             spent.append(time.perf_counter() - clock)
             for motion in out.motion:
                 root = motion.canonicalize().root

@@ -292,7 +292,7 @@ def judge(vla: MotionVLA, eyes: Eyes, rows: list[Row], settings: dict[str, Any],
                 )
                 prompts.append(motion_prompt(vla, row.text[0], picture, row.frames))
             made = vla.generate(prompts, [r.frames for r in part], seed=[seed + start + i for i in range(len(part))],
-                                **settings if name == "right" or name == "shuffled" else settings | {"guidance": 1.0})  # fmt: skip
+                                **settings if name == "right" or name == "shuffled" else settings | {"guidance_scale": 1.0})  # fmt: skip
             for row, ids in zip(part, made, strict=True):
                 arrival = walks_to(rep.decode(vla.features(ids, row.frames)), row.place)
                 errors.append(math.degrees(arrival.direction_error))
@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=0.95)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=0, help="held-out clips that are judged; 0: all")
     parser.add_argument("--split", default="test")
     a = parser.parse_args()
@@ -380,7 +380,7 @@ def main() -> None:
     eyes = Eyes(model, held_images)
     report |= said_places(vla, desk, eyes, held[:100])
     report["ceiling"] = ceiling(tokenizer, corpus, held)
-    settings = {"temperature": a.temperature, "top_p": a.top_p, "guidance": a.guidance}
+    settings = {"temperature": a.temperature, "top_p": a.top_p, "guidance_scale": a.guidance_scale}
     report |= {"settings": settings} | judge(vla, eyes, held, settings)
     print(json.dumps(report, indent=1))
     (a.run / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ from vadis.evaluators.base import Evaluator
 from vadis.metrics.judge import Choice, Verdict
 from vadis.metrics.physical import ground_quality
 from vadis.metrics.transition import jerk_curve, seam_metrics
+from vadis.pipelines.base import Capabilities, Made, Pipeline, Work
 from vadis.pipelines.text_to_motion import GenerationConfig
 from vadis.representations import representation
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
@@ -201,21 +202,41 @@ def test_a_folder_in_the_published_layout(tmp_path, walks):
 # ---- predictions, resuming, work
 
 
-class Copycat(torch.nn.Module):
-    """The shape of a pipeline; gives the walk that the prompt asks for, and can be told to fail."""
+class Copycat(Pipeline):
+    """Gives the walk that the prompt asks for, and can be told to fail."""
 
-    def __init__(self, walks, fail_at: int = 10**9) -> None:
-        super().__init__()
+    config_class = GenerationConfig
+    settings_of_a_call = ("clean_feet",)
+
+    def __init__(self, walks, fail_at: int = 10**9, **config) -> None:
         self.walks, self.fail_at, self.made = walks, fail_at, 0
-        self.representation, self.tokenizer = MS272, SimpleNamespace(fps=30.0, representation="ms272")
-        self.text_encoder = None
+        self.tokenizer = SimpleNamespace(fps=30.0, representation="ms272")
+        super().__init__(GenerationConfig(**config))
 
-    def forward(self, texts, seconds, seed, **_):
-        self.made += len(texts)
+    networks = ()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        ends = self.config.seconds is None
+        return Capabilities(frozenset({"text"}), frozenset({"motion"}), ends_itself=ends, chooses=False, together=True)
+
+    def walk(self, text: str, seed: int) -> torch.Tensor:
+        return self.walks[round((float(re.search(r"-?\d+\.\d+", text).group()) + 1) / 0.05)]
+
+    def _make(self, work: Work) -> list[Made]:
+        self.made += len(work.texts)
         if self.made > self.fail_at:
             raise RuntimeError("power cut")
-        rows = [round((float(re.search(r"-?\d+\.\d+", t).group()) + 1) / 0.05) for t in texts]
-        return SimpleNamespace(features=[self.walks[r][: round(s * 30)] for r, s in zip(rows, seconds, strict=True)])
+        walks = [self.walk(text, seed) for text, seed in zip(work.texts, work.seeds, strict=True)]
+        rows = [walk[: round(s * 30)] for walk, s in zip(walks, self.lengths(work), strict=True)]
+        return [Made(MS272.decode(row), row, None, "length") for row in rows]
+
+    def lengths(self, work: Work) -> list[float]:
+        return [s or 0.0 for s in work.seconds]
+
+    def _open(self): ...
+    def _parts(self): ...
+    def _move(self, device, dtype): ...
 
 
 def test_motions_are_measured_as_handed_out(walks):
@@ -223,14 +244,17 @@ def test_motions_are_measured_as_handed_out(walks):
     made, handed_out = MS272.encode(procedural_walk(60)), procedural_walk(60, turn=1.0)
 
     class Cleaning(Copycat):
-        config = GenerationConfig(clean_feet=True)
+        def _make(self, work):
+            return [Made(MS272.decode(made), made, None, "length")] * len(work.texts)
 
-        def forward(self, texts, seconds, seed, **_):
-            return SimpleNamespace(features=[made] * len(texts), motion=[handed_out] * len(texts))
+        def _finished(self, one, text, work):
+            return replace(one, motion=handed_out)
 
     draws = [SimpleNamespace(texts=[SimpleNamespace(text="walk")], frames=60)]
     protocol = load_protocol("ms272")
-    source, plain = (PipelineSource(Cleaning(walks), protocol, settings=s) for s in ({}, {"clean_feet": False}))
+    source, plain = (
+        PipelineSource(Cleaning(walks, clean_feet=True), protocol, settings=s) for s in ({}, {"clean_feet": False})
+    )
     assert torch.equal(source.predict(draws, 0, 0)[0], MS272.encode(handed_out))
     assert torch.equal(plain.predict(draws, 0, 0)[0], made)
     assert "as they are handed out" in " ".join(source.notes) and len(plain.notes) == 1
@@ -238,12 +262,11 @@ def test_motions_are_measured_as_handed_out(walks):
 
 def test_a_model_that_ends_its_motions_itself(corpus, judge, walks):
     class Brief(Copycat):
-        def forward(self, texts, seconds, seed, **rest):
-            assert seconds is None
-            return super().forward(texts, [1.0] * len(texts), seed)
+        def lengths(self, work):
+            assert work.seconds == [None] * len(work.texts)
+            return [1.0] * len(work.texts)
 
-    pipe = Brief(walks)
-    pipe.config = GenerationConfig(seconds=None)
+    pipe = Brief(walks, seconds=None)
     report = run(pipe, corpus, judge, "motionmillion", repeats=1)
     assert "motions end where the model ends them." in report.notes and report.result["r1"].mean > 0.9
     assert "motions last as long as the recordings." in run(Copycat(walks), corpus, judge, repeats=1).notes
@@ -440,12 +463,8 @@ def test_a_real_pipeline_and_a_stream(tmp_path, walks):
 class Wanderer(Copycat):
     """Gives any walk, whatever the prompt says."""
 
-    def forward(self, texts, seconds, seed, **_):
-        rows = [
-            int(torch.randint(COUNT, (1,), generator=torch.Generator().manual_seed(seed + i)))
-            for i in range(len(texts))
-        ]
-        return SimpleNamespace(features=[self.walks[r][: round(s * 30)] for r, s in zip(rows, seconds, strict=True)])
+    def walk(self, text, seed):
+        return self.walks[int(torch.randint(COUNT, (1,), generator=torch.Generator().manual_seed(seed)))]
 
 
 def test_multimodality_is_measured_when_asked_for(corpus, judge, walks):

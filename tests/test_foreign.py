@@ -40,6 +40,7 @@ PLACES = {
     "pickle": {"torch_files.py", "evaluators/guo_words.py"},
     "snapshot_download": {"hub.py"},
     "hf_hub_download": {"evaluators/tmr.py"},
+    "from_config": {"foreign.py"},
 }
 """What reads foreign files or fetches them → the only modules that may."""
 
@@ -346,5 +347,21 @@ def test_weights_are_never_pickles(tmp_path: Path) -> None:
     assert load_backbone(tmp_path)[0].num_parameters() == model.num_parameters()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(VadisError, match="can't load LlamaForCausalLM from"):
+    with pytest.raises(VadisError, match="there is no model.safetensors in"):
         load_backbone(tmp_path)
+
+
+def test_a_config_asks_for_no_more_weights_than_there_are(tmp_path: Path) -> None:
+    from vadis.generators.backbones import load_backbone
+
+    model, tokenizer = load_backbone("tiny-llama")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    page = json.loads((tmp_path / "config.json").read_text())
+    for changes, message in (
+        ({"intermediate_size": 1_000_000}, r"describes a model of [\d,]+ weights; [\d,]+ are in the folder"),
+        ({"eos_token_id": 10**30}, "a number that no model can hold"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(page | changes))
+        with pytest.raises(ModelError, match=message):
+            load_backbone(tmp_path)

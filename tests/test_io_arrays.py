@@ -96,6 +96,7 @@ def test_amass_excerpt_gives_the_published_joints(parity_root, tmp_path):
         ({"poses": np.zeros((0, 66)), "trans": np.zeros((0, 3))}, "expected .T, 66. or more"),
         ({"poses": np.full((90, 66), np.nan)}, "NaN"),
         ({"trans": np.zeros((89, 3))}, "90 poses but translations of shape .89, 3."),
+        ({"trans": np.zeros(())}, "90 poses but translations of shape ..;"),
         ({"poses": np.array(["x"] * 90)}, "expected numbers"),
         ({"poses": np.array([{}], dtype=object)}, "Python objects"),
     ],

@@ -94,7 +94,7 @@ def test_harmless_rewrites_load_equal(folder: Path) -> None:
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "free_memory", lambda _: 1000)
-    monkeypatch.setattr(hub, "_read_weights", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(hub, "read_weights", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ModelError, match=r"has [\d,]+ parameters, which take .* GB; .* GB are free on cpu"):
         vadis.load(folder)
 
@@ -492,3 +492,13 @@ def test_settings_of_a_bundle(tmp_path: Path, change: dict[str, Any], words: str
 
     with pytest.raises(ModelError, match=words):
         checked(GenerationConfig, change, tmp_path, ModelError)
+
+
+def test_numbers_beyond_any_setting_are_refused(tmp_path: Path) -> None:
+    from vadis.tokenizers.causal_tae import CausalTAE, CausalTAEConfig
+
+    CausalTAE(CausalTAEConfig(width=16, latent_dim=4)).save_pretrained(tmp_path)
+    page = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(page | {"log_variance_range": [-30.0, 1e39]}))
+    with pytest.raises(ModelError, match="config.json holds 1e.39: no setting is beyond 1e.30"):
+        vadis.load(tmp_path)

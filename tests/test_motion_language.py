@@ -161,7 +161,7 @@ class TestMotion:
         assert out.motion.num_frames == 96 and torch.equal(out.tokens[:5], pipe.encode(walk.crop(0, 20)))
         for wrong, message in ((lambda: mine.predict(walk, " ", seconds=9), "the prompt is empty"),
                                (lambda: mine.predict(walk, seconds=1), "ask for more"),
-                               (lambda: mine.predict(walk, tempo=3), "unknown settings tempo"),
+                               (lambda: mine.predict(walk, tempo=3), "unknown setting tempo"),
                                (lambda: mine.edit_parts(walk, ["torso"]), "one-dimensional")):  # fmt: skip
             with pytest.raises(VadisError, match=message):
                 wrong()
@@ -192,7 +192,7 @@ class TestFiles:
         assert torch.equal(
             vadis.load(tmp_path / "copy", precision="int8")(PROMPT, seconds=1).tokens >= 0, torch.ones(8) > 0
         )
-        assert vadis.load(tmp_path / "copy", dtype="bf16").generator.dtype == torch.bfloat16
+        assert vadis.load(tmp_path / "copy", dtype="bf16").model.dtype == torch.bfloat16
 
     def test_a_delta_with_its_named_backbone(self, tmp_path):
         from vadis.generators.backbones import load_backbone
@@ -295,7 +295,7 @@ class TestVerbs:
     def test_a_model_that_cannot_read_motion(self, tmp_path, capsys):
         procedural_walk(30).save(tmp_path / "walk.bvh")
         assert main(["caption", str(tmp_path / "walk.bvh"), "--model", "vadis-mini"]) == 2
-        assert "does not read motion" in capsys.readouterr().err
+        assert "can't say what a motion shows" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -20,18 +20,16 @@ def pipe(walk) -> MotionStreamPipeline:
     return small_pipe(walk)
 
 
-class Endless:
-    """A pipeline whose calls go on until they are cancelled; every other thing is the pipeline's own."""
+class Endless(MotionStreamPipeline):
+    """A pipeline whose calls go on until they are cancelled when asked to."""
 
     def __init__(self, pipe: MotionStreamPipeline) -> None:
-        self.pipe, self.working, self.stopped = pipe, threading.Semaphore(0), threading.Semaphore(0)
+        super().__init__(pipe.tokenizer, pipe.generator, text_encoder=pipe.text_encoder, config=pipe.config)
+        self.working, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pipe, name)
-
-    def __call__(self, prompt: str, **options: Any) -> Any:
-        if prompt != "go on":
-            return self.pipe(prompt, **options)
+    def __call__(self, prompts: Any, **options: Any) -> Any:
+        if prompts != "go on":
+            return super().__call__(prompts, **options)
         self.working.release()
         try:
             while True:

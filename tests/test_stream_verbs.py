@@ -182,7 +182,8 @@ def test_wrong_uses_are_said(folder: Path, tmp_path: Path, capsys, monkeypatch) 
         (("--fast", "--seconds", 2, "--view"), "leave out --fast"),
         (("--seconds", 0), "--seconds must be"),
         (("-o", "walk.exe"), "suffix"),
-        (("--model", folder / "tokenizer"), "no streaming model"),
+        (("--model", folder / "tokenizer"), "one part of a model"),
+        (("--model", "vadis-mini"), "use one that can, such as vadis-mini-stream"),
     ):
         assert run("stream", *words) == 2
         assert text in capsys.readouterr().err

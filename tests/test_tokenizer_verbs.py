@@ -11,6 +11,7 @@ from test_tokenizer_interface import FAMILIES, FIELDS, tiny
 
 import vadis
 from vadis.cli import main
+from vadis.component import MotionTokenizer
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.errors import ModelError, VadisError
 from vadis.io.tokens import TokenFile
@@ -114,7 +115,7 @@ def test_the_bench_measures_once_and_ranks_by_truth(corpus, models, tmp_path, ca
     assert pages[0]["bits_per_second"] == pytest.approx(2 * np.log2(25) * 7.5)
 
 
-class _Spoiler:
+class _Spoiler(MotionTokenizer):
     """A tokenizer without loss but for what `spoil` does; its clips have different lengths."""
 
     representation, fps, frames_per_token, tokens_per_step, vocab_size = "ms272", 30.0, 1, 1, 2

@@ -113,6 +113,8 @@ def _reason(name: str, value: Any, page: str) -> str | None:
         return "says nothing of how the model sees, and the sizes that transformers would take are too large"
     if name.endswith("_heads") and isinstance(value, int) and value < 1:
         return "has no attention heads"
+    if page == "config.json" and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "has a number that no model can hold"
     if not value:
         return None
     if name in _CODE:
@@ -175,12 +177,17 @@ def _read_a_word(read: Callable[[str], Any], where: Path) -> None:
     """Raise FileError unless a text tokenizer reads a word: some damage shows at the first text only."""
     try:
         read("walk")
-    except BaseException as error:  # a panic of the library in Rust is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:
+        if not _of_the_library(error):
             raise
         raise FileError(
             f"{where}: the text tokenizer can't read a word ({str(error)[:80]}): download it again."
         ) from error
+
+
+def _of_the_library(error: BaseException) -> bool:
+    """Whether an error comes from what was called; a panic of a library in Rust is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 @contextmanager
@@ -190,7 +197,9 @@ def _in_one_line(kind: Any, where: object) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise FileError(f"the weights in {where} are damaged ({error}): download or save the model again.") from error
-    except Exception as error:  # whatever its models, tokenizers and json raise
+    except BaseException as error:  # whatever its models, tokenizers and json raise
+        if not _of_the_library(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"can't load {kind.__name__} from {where}: {reason}") from error
 
@@ -209,6 +218,17 @@ def model_of(kind: Any, config: Any, state: Mapping[str, Any], where: object, **
         return kind.from_pretrained(None, config=config, state_dict=state, **options)
 
 
+def weights_of(kind: Any, config: Any, where: object) -> int:
+    """How many weights the model of a configuration has. Nothing is allocated. Raises ModelError where there is none."""
+    import torch
+    import transformers
+
+    with _in_one_line(kind, where), torch.device("meta"):
+        automatic = kind is transformers.AutoModelForCausalLM
+        model = kind.from_config(config, trust_remote_code=False) if automatic else kind(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def tokenizer_of(path: Path) -> Any:
     """The `tokenizers.Tokenizer` in a tokenizer.json.
 
@@ -224,7 +244,9 @@ def tokenizer_of(path: Path) -> Any:
         raise FileError(f"{path} is {'missing' if size < 0 else f'too large ({size:,} bytes)'}: download it again.")
     try:
         made = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more specific
+    except BaseException as error:  # tokenizers raises nothing more specific
+        if not _of_the_library(error):
+            raise
         raise FileError(f"{path} is no whole tokenizer.json ({str(error)[:80]}): download it again.") from error
     _read_a_word(made.encode, path)
     return made

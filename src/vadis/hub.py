@@ -34,7 +34,7 @@ from vadis.places import HUB_ID, HubName, check_links, commit_of
 from vadis.places import relative_name as _inside
 from vadis.records import checked, read_json
 from vadis.safetensors_files import Entry, read_header, read_safetensors
-from vadis.sizes import check_memory
+from vadis.sizes import check_memory, check_numbers
 
 log = logging.getLogger("vadis.hub")
 """Says which commit a model of the Hub is; the command line shows it."""
@@ -325,23 +325,24 @@ def _load_component(folder: Path, dtype: str | torch.dtype | None, target: torch
     unknown = sorted(set(page) - known - {"vadis", "kind"})
     if unknown:
         warnings.warn(f"{path}: ignoring unknown fields {', '.join(unknown)[:200]}.", stacklevel=4)
+    check_numbers(page, path)
     config = checked(cls.config_class, {k: v for k, v in page.items() if k in known}, path, ModelError)
     precision = None if cls.keep_float32 else pick_dtype(dtype)
-    headers = _headers(folder)
+    headers = weight_headers(folder)
     with torch.device("meta"):
         module = cls(config)
     check_fit(module, {name: entry for header in headers.values() for name, entry in header.items()}, strict=strict)
     check_memory(module.state_dict(), precision, target, folder)
     if cls.meta_safe and strict:
-        load_strictly(module, _read_weights(headers, target, precision), assign=True)
+        load_strictly(module, read_weights(headers, target, precision), assign=True)
     else:
         module = cls(config)
-        load_strictly(module, _read_weights(headers, torch.device("cpu"), None), strict=strict)
+        load_strictly(module, read_weights(headers, torch.device("cpu"), None), strict=strict)
         module = module.to(device=target, dtype=precision)
     return module.eval()
 
 
-def _headers(folder: Path) -> dict[Path, dict[str, Entry]]:
+def weight_headers(folder: Path) -> dict[Path, dict[str, Entry]]:
     """What the weight files of a component folder hold, without reading a weight."""
     index = folder / "model.safetensors.index.json"
     where: dict[str, str] | None = None
@@ -361,7 +362,7 @@ def _headers(folder: Path) -> dict[Path, dict[str, Entry]]:
     return headers
 
 
-def _read_weights(
+def read_weights(
     headers: Mapping[Path, dict[str, Entry]], device: torch.device, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """All tensors of a component folder, each file moved and cast as soon as it is read."""

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -53,6 +53,23 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 MAX_REACH = 1_000_000
 """Frames that one layer, or one token, may span."""
+
+
+MAX_NUMBER = 1e30
+"""Beyond any setting; the float32 numbers of a model end at 3e38."""
+
+
+def check_numbers(page: Any, where: object) -> None:
+    """Raise ModelError for a number in a page that a model can't compute with."""
+    rest = [page]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            rest += value.values()
+        elif isinstance(value, list):
+            rest += value
+        elif isinstance(value, float) and abs(value) > MAX_NUMBER:
+            raise ModelError(f"{where} holds {value:g}: no setting is beyond {MAX_NUMBER:g}.")
 
 
 def check_reach(stages: int, stride: int, depth: int, growth: int) -> None:

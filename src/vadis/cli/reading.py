@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vadis.cli.common import check_input, check_number, say
-from vadis.errors import FileError, ModelError, VadisError
+from vadis.errors import FileError, VadisError
 
 if TYPE_CHECKING:
     from vadis.motion import Motion
-    from vadis.places import HubName
 
 _FLAGS = {"unit": "--unit", "up": "--up", "representation": "--from", "source": "--source"}
 

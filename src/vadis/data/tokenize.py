@@ -26,7 +26,6 @@ from pydantic import Field
 from torch import Tensor
 
 from vadis import __version__
-from vadis.component import MotionTokenizer
 from vadis.data.corpus import HEADER, Corpus, npy_header
 from vadis.data.parts import Parts
 from vadis.data.share import nested_share
@@ -147,7 +146,9 @@ def _work(corpus: Corpus, segments: list[_Segment], texts: list[str], *more: Any
 
 def fingerprint(model: Any) -> str:
     """SHA-256 of a model's weights, or of what decides its tokens where it has none: says whether tokens were made by it."""
-    if isinstance(model, MotionTokenizer) and model.two_streams:
+    from vadis.tokenizers.dsft import DSFTTokenizer
+
+    if isinstance(model, DSFTTokenizer):
         return model.hash
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

@@ -11,9 +11,10 @@ A quantised file takes a while to unpack, so the result is kept as safetensors i
 """
 
 import importlib.util
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vadis.errors import FileError, MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder
 from vadis.locks import only_run
 from vadis.places import HUB_ID, HubName
+from vadis.safetensors_files import Entry
 
 SMOLLM2 = "smollm2-135m"
 CACHE_VERSION = 2
@@ -108,16 +110,18 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
     import transformers
 
     from vadis.foreign import model_of, open_foreign, open_model
-    from vadis.hub import _headers, _read_weights
+    from vadis.hub import read_weights, weight_headers
 
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is no model of transformers.")
     with quiet_transformers():
         config = open_foreign(transformers.AutoConfig, folder)
         kind = _model_class(config)
+        headers = weight_headers(folder)
+        _check_size(kind, config, headers, folder)
         options: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True}
         if not adapter and (folder / "adapter_config.json").is_file():
-            weights = _read_weights(_headers(folder), torch.device("cpu"), None)
+            weights = read_weights(headers, torch.device("cpu"), None)
             model, report = model_of(kind, config, weights, folder, **options)
         else:
             model, report = open_model(kind, folder, config=config, **options)
@@ -129,6 +133,19 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
             f"{len(report.get('mismatched_keys') or ())} of another size): download or save the model again."
         )
     return model.eval(), tokenizer
+
+
+def _check_size(kind: Any, config: Any, headers: Mapping[Path, Mapping[str, Entry]], folder: Path) -> None:
+    """Raise ModelError for a config that asks for far more weights than there are: transformers would make up the rest."""
+    from vadis.foreign import weights_of
+
+    stated = sum(math.prod(entry.shape) for header in headers.values() for entry in header.values())
+    asked = weights_of(kind, config, folder)
+    if asked > 2 * stated + 1_000_000:  # a table that is also the head is stored once
+        raise ModelError(
+            f"{folder / 'config.json'} describes a model of {asked:,} weights; {stated:,} are in the folder. Download or save "
+            "the model again."
+        )
 
 
 def _model_class(config: Any) -> Any:

@@ -151,7 +151,7 @@ class MotionVLA:
         temperature: float = 1.0,
         top_p: float | None = 0.95,
         top_k: int | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         seed: Seed = None,
         longest: int = 2048,
     ) -> Iterator[list[list[int]]]:
@@ -161,7 +161,7 @@ class MotionVLA:
             frames: length of all or each; None where the model says it (length tokens, or no DSFT).
             samples: motions of each prompt.
             temperature, top_p, top_k: of the draw; temperature 0 takes the likeliest id.
-            guidance: above 1 leads away from what the model would do without the image.
+            guidance_scale: above 1 leads away from what the model would do without the image.
             seed: a row's draws depend on its seed and sample number only, not on its companions.
             longest: ids at most where no length is asked for.
 
@@ -171,9 +171,9 @@ class MotionVLA:
         rows = [prompt for prompt in prompts for _ in range(samples)]
         wanted = self._frames(frames, len(prompts), samples)
         self._check_context(rows, wanted)
-        guided = guidance != 1 and any(prompt.pixels is not None for prompt in rows)
-        if guidance < 0:
-            raise VadisError(f"guidance {guidance:g} must be 0 or more; 1 is none.")
+        guided = guidance_scale != 1 and any(prompt.pixels is not None for prompt in rows)
+        if guidance_scale < 0:
+            raise VadisError(f"guidance_scale {guidance_scale:g} must be 0 or more; 1 is none.")
         noise = RowNoise(seed, len(prompts), samples)
         grammar = self._grammar(len(rows), wanted, longest)
         states, cache, mask, where = self._begin([*rows, *(p.without_image() for p in rows)] if guided else rows)
@@ -183,7 +183,7 @@ class MotionVLA:
             logits = self.backbone.logits(states, grammar.slot_ids).float()
             if guided:
                 seen, blind = logits.chunk(2)
-                logits = blind + guidance * (seen - blind)
+                logits = blind + guidance_scale * (seen - blind)
             logits = logits.masked_fill(~grammar.allowed(), -torch.inf)
             slots = choose(logits, noise.draw(1)[:, 0].to(logits.device), temperature, top_k, top_p)
             going = ~grammar.done

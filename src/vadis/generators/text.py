@@ -27,6 +27,8 @@ TOKENS_PER_BATCH = 2048  # tokens of one forward pass: fills a core, stays in it
 
 def check_prompts(texts: str | Sequence[str]) -> list[str]:
     """The prompts as a list; raises VadisError for one that is empty, too long or not a string."""
+    if not isinstance(texts, str | Sequence):
+        raise VadisError(f"the prompt is a {type(texts).__name__}; expected a string, or a list of them.")
     prompts = [texts] if isinstance(texts, str) else list(texts)
     if not prompts:
         raise VadisError("no prompt was given. Say what the person does, e.g. 'a person walks forward and waves'.")
@@ -47,7 +49,7 @@ class TextEncoder:
     name: ClassVar[str]
     """Written into the config of whatever is trained on the features."""
     hub_id: ClassVar[str]
-    max_tokens: ClassVar[int]
+    max_tokens: int
     """Longer prompts are cut, with a warning; special tokens count."""
     files: ClassVar[tuple[str, ...]] = ("*.json", "*.safetensors")
     """What is downloaded from the Hub."""
@@ -71,6 +73,9 @@ class TextEncoder:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.dim: int = self._width()
+        self._rows: int = self.model.get_input_embeddings().num_embeddings
+        places = getattr(self.model.config, "max_position_embeddings", None) or self.max_tokens  # T5 has none
+        self.max_tokens = min(type(self).max_tokens, places)
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +127,11 @@ class TextEncoder:
             if len(ids) > self.max_tokens:
                 cut += 1
                 ids = [*ids[: self.max_tokens - 1], ids[-1]]  # the closing token stays
+            if max(ids, default=0) >= self._rows:
+                raise ModelError(
+                    f"the tokenizer of {self.name} writes token {max(ids)}, its network knows {self._rows:,}: they don't belong "
+                    "together. Download the text encoder again."
+                )
             by_length[len(ids)].append((i, ids))
         if cut:
             which = "the prompt is" if len(texts) == 1 else f"{cut} of {len(texts)} prompts are"

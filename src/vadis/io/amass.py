@@ -64,7 +64,7 @@ def load_amass(path: str | Path, fps: float | None = None, up: str | None = None
     meta: dict[str, object] = {"file": path.name}
     if trans is None:
         trans, meta["no_translation"] = np.zeros((frames, 3)), True
-    if trans.reshape(-1, 3).shape != (frames, 3) or trans.size != frames * 3:
+    if trans.size != frames * 3:
         raise FileError(f"{path.name}: {frames} poses but translations of shape {trans.shape}; expected ({frames}, 3).")
     if pelvis is None or pelvis.size != 3:
         pelvis = np.array(PELVIS["smplx" if "smplx" in model else "smplh"])

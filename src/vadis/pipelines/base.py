@@ -337,8 +337,7 @@ class Pipeline(ABC):
         work = self._work(prompts, seconds, samples, seed, image, settings)
         with self._lock, torch.no_grad():
             made = self._make(work)
-            with work.clock("clean"):
-                made = [self._finished(one, text, work.config) for one, text in zip(made, work.texts, strict=True)]
+            made = [self._finished(one, text, work) for one, text in zip(made, work.texts, strict=True)]
         timing = {stage: round(spent, 4) for stage, spent in work.timing.items()}
         return MotionOutput(made, timing, many=not isinstance(prompts, str))
 
@@ -388,6 +387,7 @@ class Pipeline(ABC):
 
     def warm(self) -> None:
         """Load what is loaded when first needed, so that the first call need not wait."""
+        return
 
     # ---- where it computes
 
@@ -488,8 +488,11 @@ class Pipeline(ABC):
         # greedy decoding makes the same candidate every time
         return count if self.capabilities.chooses and config.temperature > 0 else 1
 
-    def _finished(self, made: Made, text: str, config: Any) -> Made:
-        motion = with_resting_feet(made.motion) if config.clean_feet else made.motion
+    def _finished(self, made: Made, text: str, work: Work) -> Made:
+        motion = made.motion
+        if work.config.clean_feet:
+            with work.clock("clean"):
+                motion = with_resting_feet(motion)
         motion = motion.replace(meta={"prompt": text} if text else {})
         return Made(motion, made.features, made.tokens, made.stopped_by, made.score, made.details)
 
@@ -548,6 +551,14 @@ def look_ahead(tokenizer: Any) -> int:
     """Token steps after its own that a decoded frame waits for."""
     context = tokenizer.decoder_context
     return 1 << 40 if context is None else context[1]
+
+
+def released(tokenizer: Any, tokens: list[Tensor], texts: list[str], start: int, stop: int) -> Iterator[Piece]:
+    """Tokens `start` to `stop`, whose frames have become final, as a piece for each of the `texts` (one a token)."""
+    while start < stop:
+        end = next((k for k in range(start, stop) if texts[k] != texts[start]), stop)
+        yield Piece(final_frames(tokenizer, tokens, start, end), torch.stack(tokens[start:end]), texts[start])
+        start = end
 
 
 def final_frames(tokenizer: Any, tokens: list[Tensor], start: int, stop: int) -> Tensor:

@@ -37,9 +37,9 @@ from vadis.pipelines.base import (
     PipelineConfig,
     Work,
     check_seconds,
-    final_frames,
     frames_of,
     look_ahead,
+    released,
 )
 from vadis.pipelines.choose import best_match
 from vadis.sizes import CONFIG, Name
@@ -142,6 +142,7 @@ class MotionLanguagePipeline(Pipeline):
             raise VadisError("a stream needs a length: give seconds.")
         drawn, after = _drawn(work), look_ahead(self.tokenizer)
         tokens: list[Tensor] = []
+        texts: list[str] = []
         sent = 0
         for text, seconds, seed in zip(work.texts, work.seconds, work.seeds, strict=True):
             wanted, made = self._steps(seconds), 0
@@ -153,16 +154,13 @@ class MotionLanguagePipeline(Pipeline):
                 skip = past
                 for piece in self.lm.stream(text, **options):
                     tokens += list(piece[skip:])
+                    texts += [text] * (len(tokens) - len(texts))
                     skip = max(0, skip - len(piece))
                     if (final := len(tokens) - after) > sent:
-                        yield self._piece(tokens, sent, final, text)
+                        yield from released(self.tokenizer, tokens, texts, sent, final)
                         sent = final
                 made += more
-        if sent < len(tokens):
-            yield self._piece(tokens, sent, len(tokens), work.texts[-1])
-
-    def _piece(self, tokens: list[Tensor], start: int, stop: int, text: str) -> Piece:
-        return Piece(final_frames(self.tokenizer, tokens, start, stop), torch.stack(tokens[start:stop]), text)
+        yield from released(self.tokenizer, tokens, texts, sent, len(tokens))
 
     # ---- motion to text, motion to motion
 
@@ -324,8 +322,7 @@ class MotionLanguagePipeline(Pipeline):
                 length = {} if seconds is None else {"seconds": seconds}
                 tokens = make(caption=prompt, asked=asked, seed=work.seeds, **length, **_drawn(work))
             made = self._best(work.texts[0], seconds, [tokens], ["end" if seconds is None else "length"], work)
-            with work.clock("clean"):
-                made = self._finished(made, work.texts[0], work.config)
+            made = self._finished(made, work.texts[0], work)
         return MotionOutput([made], {stage: round(spent, 4) for stage, spent in work.timing.items()})
 
     # ---- files

@@ -103,7 +103,7 @@ class MotionVLAPipeline(Pipeline):
             with work.clock("tokens"):
                 (row,) = self.vla.generate([prompt], frames, seed=[seed], **_drawn(work))
             with work.clock("decode"):
-                made.append(self._result(row, frames, work.config))
+                made.append(self._result(row, frames, work.config, frames_of(seconds, self.fps)))
         return made
 
     def preview(
@@ -130,6 +130,7 @@ class MotionVLAPipeline(Pipeline):
 
     def _previews(self, work: Work, every: int) -> Iterator[Preview]:
         frames, text = self._frames(work.seconds[0], work.config), work.texts[0]
+        wanted = frames_of(work.seconds[0], self.fps)
         prompt = self._prompt(text, work.images[0], frames, work.config)
         row: list[int] = []
         for rows in self.vla.stream([prompt], frames, seed=work.seeds, **_drawn(work)):
@@ -140,7 +141,7 @@ class MotionVLAPipeline(Pipeline):
                 features = self.vla.preview(row, self.vla.said_frames(row) or frames)
                 motion = None if features is None else self._motion(features, work.config)
                 yield Preview(motion, False, len(row))
-        whole = self._finished(self._result(row, frames, work.config), text, work.config)
+        whole = self._finished(self._result(row, frames, work.config, wanted), text, work)
         yield Preview(whole.motion, True, len(row))
 
     # ---- inside
@@ -163,7 +164,7 @@ class MotionVLAPipeline(Pipeline):
     def _prompt(self, text: str, image: Image | None, frames: int, config: SceneGenerationConfig) -> Any:
         return self.vla.prompt(text, image, frames / self.fps if config.say_duration else None)
 
-    def _result(self, row: list[int], frames: int, config: SceneGenerationConfig) -> Made:
+    def _result(self, row: list[int], frames: int, config: SceneGenerationConfig, wanted: int | None) -> Made:
         features = self.vla.features(row, frames)
         name, trust = self.representation.name, config.trust
         if trust is not None and name not in SUPPORTED:
@@ -171,6 +172,7 @@ class MotionVLAPipeline(Pipeline):
         apart = disagreement(features, name) if name in SUPPORTED else None
         if trust is not None:
             features = consistent(features, name, trust)
+        features = features[:wanted]
         tokens = self.vla.tokens(row, frames)
         return Made(self._motion(features, config), features, tokens, "length", details={"disagreement": apart})
 
@@ -201,7 +203,12 @@ class MotionVLAPipeline(Pipeline):
 def _drawn(work: Work) -> dict[str, Any]:
     """What the model is told of how to draw."""
     c = work.config
-    return {"temperature": c.temperature, "top_p": c.top_p, "top_k": c.top_k or None, "guidance": c.guidance_scale}
+    return {
+        "temperature": c.temperature,
+        "top_p": c.top_p,
+        "top_k": c.top_k or None,
+        "guidance_scale": c.guidance_scale,
+    }
 
 
 __all__ = ["MotionVLAPipeline", "Preview", "SceneGenerationConfig"]

@@ -22,9 +22,9 @@ from vadis.pipelines.base import (
     Piece,
     PipelineConfig,
     Work,
-    final_frames,
     frames_of,
     look_ahead,
+    released,
 )
 from vadis.pipelines.choose import best_match
 from vadis.pipelines.components import ComponentPipeline
@@ -207,6 +207,7 @@ class TextToMotionPipeline(ComponentPipeline):
         fps, per_token, drawn = self.fps, self.tokenizer.frames_per_token, _drawn(work)
         after = look_ahead(self.tokenizer)
         tokens: list[Tensor] = []
+        texts: list[str] = []
         sent = 0
         text, counts = self.text_encoder.encode(work.texts)
         for i, words in enumerate(work.texts):
@@ -224,15 +225,12 @@ class TextToMotionPipeline(ComponentPipeline):
                 count, seed = torch.tensor([part.shape[1]]), [work.seeds[i] + 7919 * made]
                 for step in self.generator.stream(part, count, num_tokens=more, **drawn, **options, seed=seed):
                     tokens.append(step.tokens[0])
+                    texts.append(words)
                     if (final := len(tokens) - after) > sent:
-                        yield self._piece(tokens, sent, final, words)
+                        yield from released(self.tokenizer, tokens, texts, sent, final)
                         sent = final
                 made += more
-        if sent < len(tokens):
-            yield self._piece(tokens, sent, len(tokens), work.texts[-1])
-
-    def _piece(self, tokens: list[Tensor], start: int, stop: int, text: str) -> Piece:
-        return Piece(final_frames(self.tokenizer, tokens, start, stop), torch.stack(tokens[start:stop]), text)
+        yield from released(self.tokenizer, tokens, texts, sent, len(tokens))
 
 
 def _drawn(work: Work) -> dict[str, Any]:
