@@ -33,7 +33,7 @@ def main() -> None:
 def one(family: str, minutes: float) -> None:
     import torch
 
-    from vadis.hub import component_classes
+    from vadis.loading import component_classes
 
     if family == "nothing":
         report(family, 0, 0.0, 0.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from vadis.generators.backbones import load_backbone
 from vadis.generators.motion_layout import MotionLayout
 from vadis.generators.motion_vocabulary import MotionTokenizerFacts, MotionVocabulary, extend
-from vadis.hub import component_classes
+from vadis.loading import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
 
 SMALL = dict(representation="ms272", feature_dim=272, fps=30.0, width=16)

@@ -34,7 +34,7 @@ def write(folder: Path, **pages: Any) -> Path:
 OWN = {"MotionLM", "MGVQTokenizer"}
 """Classes of ours whose `from_pretrained` goes through the door."""
 PLACES = {
-    "from_pretrained": {"foreign.py", "hub.py"},  # hub.py: our pipelines
+    "from_pretrained": {"foreign.py", "loading.py"},  # loading.py: our pipelines
     "from_file": {"foreign.py", "torch_files.py"},  # torch_files.py: a file mapped into memory
     "torch.load": set(),
     "pickle": {"torch_files.py", "evaluators/guo_words.py"},
@@ -69,7 +69,7 @@ def test_nothing_else_opens_foreign_files() -> None:
         name = path.relative_to(SRC / "vadis").as_posix()
         for use in uses(ast.parse(path.read_text(encoding="utf-8"))):
             assert name in PLACES.get(use, ()), (
-                f"{name} uses {use}: go through vadis.foreign, vadis.hub or vadis.checkpoint"
+                f"{name} uses {use}: go through vadis.foreign, vadis.loading or vadis.checkpoint"
             )
 
 
@@ -247,7 +247,7 @@ from vadis.generators.motion_lm import MotionLM
 from vadis.generators.text import ENCODERS
 from vadis.metrics.judge_models import LocalVLM
 import transformers, torch
-from vadis.hub import load_component
+from vadis.loading import load_component
 
 LOADERS = {
     "backbone": load_backbone, "language model": load_language_model, "pipeline": vadis.load, "writer": MotionLM.from_pretrained,

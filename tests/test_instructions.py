@@ -38,7 +38,7 @@ from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.backbones import load_backbone
 from vadis.generators.motion_layout import MotionLayout
 from vadis.generators.motion_vocabulary import MotionVocabulary, extend, remap
-from vadis.hub import component_classes
+from vadis.loading import component_classes
 from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
 from vadis.tokenizers.dsft import DSFTTokenizer

@@ -22,7 +22,7 @@ from vadis.generators.motion_language_files import load_language_model
 from vadis.generators.motion_layout import MotionLayout
 from vadis.generators.motion_rows import tied
 from vadis.generators.motion_vocabulary import extend
-from vadis.hub import component_classes
+from vadis.loading import component_classes
 from vadis.tokenizers.dsft_sequence import Encoded
 from vadis.training import load_recipe, train
 from vadis.training.language_loss import places

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import vadis
-from vadis import hub, sizes
+from vadis import component_files, sizes
 from vadis.checkpoint import load_strictly, read_file, read_state_dict
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionmillion import SIZES, MotionMillionConfig
@@ -94,7 +94,7 @@ def test_harmless_rewrites_load_equal(folder: Path) -> None:
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "free_memory", lambda _: 1000)
-    monkeypatch.setattr(hub, "read_weights", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(component_files, "read_weights", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ModelError, match=r"has [\d,]+ parameters, which take .* GB; .* GB are free on cpu"):
         vadis.load(folder)
 
@@ -184,7 +184,7 @@ def test_weights_that_are_no_numbers_are_named(folder: Path, value: float) -> No
     model = small()
     with torch.no_grad():
         model.logits.weight[3, 2] = value
-    hub.save_pretrained(model, folder)
+    component_files.save_pretrained(model, folder)
     with pytest.raises(ModelError, match=r"the weights logits\.weight hold NaN, infinite or absurdly large"):
         vadis.load(folder)
     with pytest.raises(ModelError, match=r"logits\.weight"):
@@ -205,7 +205,7 @@ def test_a_deviation_is_above_zero(tmp_path: Path) -> None:
 
 
 def test_shards_hold_what_the_index_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(component_files, "SHARD_BYTES", 4000)
     small().save_pretrained(folder)
     index = folder / "model.safetensors.index.json"
     page = json.loads(index.read_text())

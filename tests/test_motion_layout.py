@@ -8,7 +8,7 @@ from motion_vocabularies import FAMILIES, LAYOUTS, SMALL, motion_tokenizer, smal
 
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.motion_layout import MotionLayout
-from vadis.hub import component_classes
+from vadis.loading import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
 from vadis.tokenizers.dsft_sequence import Encoded
 

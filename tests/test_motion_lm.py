@@ -11,7 +11,7 @@ from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.cached_rows import CachedRows, CausalModel
 from vadis.generators.motion_layout import MotionLayout
 from vadis.generators.motion_lm import MotionLM
-from vadis.hub import component_classes
+from vadis.loading import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
 
 pytest.importorskip("transformers")

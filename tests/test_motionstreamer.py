@@ -343,7 +343,7 @@ def test_errors_say_what_to_do(model: MotionStreamer) -> None:
     with pytest.raises(VadisError, match="nothing to undo"):
         streams.undo(0)
     with pytest.raises(ModelError, match="even multiple"):
-        vadis.component.build_config(MotionStreamerConfig, {"n_embd": 18, "n_head": 4})
+        vadis.config.build_config(MotionStreamerConfig, {"n_embd": 18, "n_head": 4})
     with pytest.raises(VadisError, match="unknown precision 'int4'"):
         model.head.lower_precision("int4")
 

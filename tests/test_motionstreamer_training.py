@@ -9,6 +9,7 @@ import torch
 from conftest import procedural_walk
 
 import vadis
+from vadis.component_files import save_pretrained
 from vadis.data.babel_stream import PairText, format_pair, parse_pair, read_babel_stream, write_babel_stream
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.data.latents import LatentCorpus, draw_end_latent, extract_latents
@@ -16,7 +17,6 @@ from vadis.data.transitions import HISTORY, join_pairs
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig, PlannedSentences
 from vadis.generators.text import MiniLMEncoder
-from vadis.hub import save_pretrained
 from vadis.metrics.kinematics import ATTRIBUTES, plan_rows
 from vadis.representations import representation
 from vadis.tokenizers.causal_tae import CausalTAE, CausalTAEConfig

@@ -12,9 +12,10 @@ from conftest import procedural_walk
 import vadis
 from vadis.cli import main
 from vadis.errors import ModelError, VadisError
-from vadis.hub import bundled_models, load_pipeline, load_tokenizer
+from vadis.hub import bundled_models
 from vadis.migrations import GENERATION_FIELDS, renamed
 from vadis.pipelines.base import ABILITIES, Capabilities, Made, MotionChunk, MotionOutput, Pipeline, PipelineConfig
+from vadis.pipelines.load import load_pipeline, load_tokenizer
 from vadis.pipelines.placing import Placer, join
 from vadis.representations import names, representation
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import vadis
-from vadis import hub
 from vadis.cli import main
 from vadis.errors import ModelError
 from vadis.io.tokens import TokenFile
+from vadis.loading import load_bundle, load_component
 from vadis.motion import Motion
 from vadis.pipelines.text_to_motion import TextToMotionPipeline
 from vadis.places import HubName, check_links, commit_of, inside, named_in_file, relative_name
@@ -64,7 +64,7 @@ def test_links_must_not_leave_the_folder(tmp_path: Path) -> None:
     assert vadis.load(folder) and vadis.load(tmp_path / "latest")  # a link to a model is the user's own
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(outside / "model.safetensors")
-    for load in (vadis.load, hub.load_component, FSQTokenizer.from_pretrained):
+    for load in (vadis.load, load_component, FSQTokenizer.from_pretrained):
         with pytest.raises(ModelError, match=r"model\.safetensors is a link that leads out of its folder"):
             load(folder)
 
@@ -74,7 +74,7 @@ def test_parts_of_a_bundle_are_inside_it(part: str, tmp_path: Path) -> None:
     shutil.copytree(MODELS / "vadis-mini", tmp_path / "bundle")
     (tmp_path / "bundle" / part).rename(tmp_path / part)
     (tmp_path / "bundle" / part).symlink_to(tmp_path / part)
-    for load in (vadis.load, hub.load_bundle, TextToMotionPipeline.from_pretrained):
+    for load in (vadis.load, load_bundle, TextToMotionPipeline.from_pretrained):
         with pytest.raises(ModelError, match=rf"{part} is a link that leads out"):
             load(tmp_path / "bundle")
 

@@ -9,7 +9,7 @@ from conftest import procedural_walk
 from torch import Tensor
 
 import vadis
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.data.corpus import Caption, CorpusWriter
 from vadis.data.tokenize import encode_corpus
 from vadis.errors import ModelError, ShapeError, VadisError

@@ -8,7 +8,7 @@ import torch
 
 import vadis
 from vadis.errors import ShapeError, VadisError
-from vadis.hub import component_classes
+from vadis.loading import component_classes
 from vadis.representations import representation
 from vadis.tokenizers import Tokenizer
 

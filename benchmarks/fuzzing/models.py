@@ -29,7 +29,7 @@ from fuzzing.parts import (
 )
 from fuzzing.run import Reader
 from fuzzing.values import Made
-from vadis import hub
+from vadis import component_files
 from vadis.checkpoint import read_state_dict
 from vadis.evaluators.guo_words import read_vocabulary
 from vadis.io.recognize import describe
@@ -59,12 +59,12 @@ def _make_components(root: Path) -> None:
 
 
 def _make_sharded(root: Path) -> None:
-    usual, hub.SHARD_BYTES = hub.SHARD_BYTES, 40_000
+    usual, component_files.SHARD_BYTES = component_files.SHARD_BYTES, 40_000
     try:
         small_generator("t2mgpt").save_pretrained(root / "t2mgpt")
         small_tokenizer("fsq").save_pretrained(root / "fsq")
     finally:
-        hub.SHARD_BYTES = usual
+        component_files.SHARD_BYTES = usual
 
 
 def _read_component(folder: Path) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzing.run import Reader
-from vadis.training.config import as_dict
+from vadis.config import as_dict
 from vadis.training.study import cell_recipe, cells, load_study
 from vadis.training.tasks import load_phases
 

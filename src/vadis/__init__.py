@@ -12,7 +12,7 @@ _LAZY = {
     "save_motion": "vadis.io",
     "retarget": "vadis.retargeting",
     "representation": "vadis.representations",
-    "load": "vadis.hub",
+    "load": "vadis.loading",
     "import_checkpoint": "vadis.importing",
     "evaluate": "vadis.pipelines.evaluate",
     "VadisError": "vadis.errors",

@@ -1,20 +1,19 @@
-"""What every saved model part shares: a kind, a config class, and saving and loading under the layout of `vadis.hub`."""
+"""What every saved model part shares: a kind, a config class, and saving and loading under the layout of `vadis.component_files`."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from vadis.errors import ModelError
-from vadis.records import first_problem
+from vadis.errors import ModelError, about
 
 
 class Part:
     """A part of a model that has a folder of its own.
 
-    `kind` says its place on the road (tokenizer, generator, planner, evaluator); `config.type` names its class in `vadis.hub`.
+    `kind` says its place on the road (tokenizer, generator, planner, evaluator); `config.type` names its class in `vadis.loading`.
     """
 
     kind: ClassVar[str]
@@ -25,7 +24,7 @@ class Part:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it to a folder that `vadis.load` reads."""
-        from vadis.hub import save_pretrained
+        from vadis.component_files import save_pretrained
 
         save_pretrained(self, folder)
 
@@ -67,22 +66,17 @@ class Component(Part, nn.Module):
         return next(self.parameters()).device
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
-        """Load from a folder, a bundled name or a Hub id; raises ModelError when it holds another class."""
-        from vadis.hub import load
+    def from_pretrained(
+        cls, source: str | Path, *, dtype: Any = None, device: Any = None, strict: bool = True, **hub: Any
+    ) -> Self:
+        """Load from a folder, a bundled name or a Hub id, as `vadis.load` does; ModelError when it holds another class."""
+        from vadis.component_files import read_component, read_page
+        from vadis.devices import pick_device
+        from vadis.hub import find_folder
 
-        loaded = load(source, **options)
-        if not isinstance(loaded, cls):
-            raise ModelError(f"{source} holds a {type(loaded).__name__}, not a {cls.__name__}: use vadis.load.")
-        return loaded
-
-
-def build_config(config_class: type, fields: dict[str, Any], where: str = "config") -> Any:
-    """`config_class(**fields)` from Python values, with a ModelError of one sentence that names the wrong field.
-
-    What stands in a file goes through `vadis.records.checked`, which converts nothing.
-    """
-    try:
-        return config_class(**fields)
-    except ValidationError as error:
-        raise ModelError(f"{where}: {first_problem(error)}") from error
+        folder = find_folder(source, **hub)
+        own = next(field.default for field in fields(cls.config_class) if field.name == "type")
+        if (kind := read_page(folder).get("type")) != own:
+            raise ModelError(f"{source} holds a model of the type {kind!r:.60}, not a {cls.__name__}: use vadis.load.")
+        with about(folder):
+            return read_component(cls, folder, dtype, pick_device(device), strict)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vadis.checkpoint import find_state_dict, read_file, read_state_dict, weights_file
 from vadis.errors import FileError, ModelError, about
-from vadis.hub import find_folder, read_array, resolve
+from vadis.hub import find_folder
+from vadis.io.arrays import read_array
+from vadis.loading import resolve
 
 IMPORTERS = {
     "motionstreamer-tae": "vadis.tokenizers.causal_tae:from_motionstreamer",

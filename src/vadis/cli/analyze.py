@@ -57,8 +57,8 @@ class AnalyzeFrequency:
             _need_matplotlib()
         import numpy as np
 
+        from vadis.component_files import write_json
         from vadis.files import atomic_write
-        from vadis.hub import write_json
         from vadis.tokenizers import frequency
         from vadis.tokenizers.dsft_split import SplitSpec, split_for
 
@@ -136,7 +136,7 @@ def _read(options: AnalyzeFrequency) -> tuple[str, float, "list[np.ndarray]"]:
         return corpus.representation, corpus.fps, [corpus.frames_of(i).numpy() for i in range(0, len(corpus), step)]
     import numpy as np
 
-    from vadis.hub import read_array
+    from vadis.io.arrays import read_array
     from vadis.representations import names, representation
 
     files = [p for path in paths for p in (sorted(path.rglob("*.npy")) if path.is_dir() else [path])]

@@ -45,7 +45,7 @@ class BenchmarkStream:
         check_number("--threads", self.threads, 1, 1024)
         import torch
 
-        from vadis.hub import load_pipeline
+        from vadis.pipelines.load import load_pipeline
 
         torch.set_num_threads(self.threads)
         started = time.perf_counter()

@@ -44,7 +44,7 @@ class BenchmarkTokenizers:
 
     def run(self) -> None:
         from vadis.data.corpus import Corpus
-        from vadis.hub import load
+        from vadis.loading import load
         from vadis.pipelines.compare_plots import bars_plot, markdown_table, rate_distortion_plot
         from vadis.pipelines.compare_tokenizers import held_out_clips
 
@@ -74,8 +74,8 @@ class BenchmarkTokenizers:
 
     def _report(self, name: str, source: str, corpus: Any, clips: list[Any], evaluator: Any, folder: Path) -> Any:
         from vadis.data.tokenize import fingerprint
-        from vadis.hub import load_tokenizer
         from vadis.pipelines.compare_tokenizers import TokenizerReport, fit_clips, measure
+        from vadis.pipelines.load import load_tokenizer
 
         tokenizer = load_tokenizer(source, allow_download=self.allow_download)
         key = {

@@ -45,7 +45,7 @@ class Caption:
 
     def run(self) -> None:
         self._check()
-        from vadis.hub import load_pipeline
+        from vadis.pipelines.load import load_pipeline
 
         say(f"loading {self.model} …")
         pipe = load_pipeline(self.model, device=self.device, allow_download=self.allow_download)

@@ -46,7 +46,7 @@ class Encode:
         from vadis.data.corpus import Corpus
         from vadis.data.tokenize import encode_corpus
         from vadis.generators.text import text_encoder
-        from vadis.hub import load_tokenizer
+        from vadis.pipelines.load import load_tokenizer
 
         corpus = Corpus.open(path)
         tokenizer = load_tokenizer(self.tokenizer, device=self.device, allow_download=self.allow_download)

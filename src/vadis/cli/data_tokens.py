@@ -42,7 +42,7 @@ class Tokens:
     def run(self) -> None:
         path = check_input(self.corpus)
         check_number("--static", self.static, 0, 10_000_000)
-        from vadis.hub import load_tokenizer
+        from vadis.pipelines.load import load_tokenizer
 
         tokenizer = load_tokenizer(self.tokenizer, device=self.device, allow_download=self.allow_download)
         if path.suffix == ".jsonl":

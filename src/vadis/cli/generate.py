@@ -68,7 +68,7 @@ class Generate:
     def run(self) -> None:
         prompts, paths = self._check(), check_outputs(self.out)
         started = time.perf_counter()
-        from vadis.hub import load_pipeline
+        from vadis.pipelines.load import load_pipeline
 
         say(f"loading {self.model} …")
         pipe = load_pipeline(self.model, device=self.device, allow_download=self.allow_download)

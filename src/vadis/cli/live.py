@@ -47,7 +47,7 @@ class Live:
             raise VadisError(f"--port must be between 1 and 65535; got {self.port}.")
         check_number("--seed", self.seed, 0, 2**63 - 1)
         access = access_from(self.host, self.port, self.token, self.allow_host, self.origin)
-        from vadis.hub import load_pipeline
+        from vadis.pipelines.load import load_pipeline
         from vadis.pipelines.player import Player
         from vadis.viewer.live_stream import LiveApp
 

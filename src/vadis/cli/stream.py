@@ -56,7 +56,7 @@ class Stream:
 
     def run(self) -> None:
         paths = self._check()
-        from vadis.hub import load_pipeline
+        from vadis.pipelines.load import load_pipeline
         from vadis.pipelines.player import Player
 
         say(f"loading {self.model} …")

@@ -120,8 +120,8 @@ class Reconstruct:
     """Print what was lost as JSON."""
 
     def run(self) -> None:
-        from vadis.hub import load_tokenizer
         from vadis.pipelines.compare_tokenizers import measure
+        from vadis.pipelines.load import load_tokenizer
         from vadis.representations import representation
 
         paths = check_outputs(self.out)
@@ -146,7 +146,7 @@ class Reconstruct:
 
 def _steps_tokenizer(model: Any, allow_download: bool) -> Any:
     """A tokenizer whose tokens are an array; raises ModelError for DSFT, which codes a clip as a sequence of its own kind."""
-    from vadis.hub import load_tokenizer
+    from vadis.pipelines.load import load_tokenizer
     from vadis.tokenizers.base import Tokenizer
 
     tokenizer = load_tokenizer(model, allow_download=allow_download)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.records import read_yaml
 

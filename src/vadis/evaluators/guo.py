@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import ModelError
 from vadis.evaluators.base import Evaluator
 from vadis.evaluators.guo_words import POS_CLASSES, Vocabulary, read_vocabulary, split_words

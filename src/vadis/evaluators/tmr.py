@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import MissingExtra, ModelError
 from vadis.evaluators.base import Evaluator
 from vadis.evaluators.layers import DistributionEncoder, Normal, SequenceDecoder, inside, moments, sinusoids

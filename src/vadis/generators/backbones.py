@@ -58,7 +58,8 @@ def load_backbone(
     `seed` draws the weights of the tiny ones. Raises ModelError for a name that is nothing, MissingExtra where a package
     is missing.
     """
-    from vadis.hub import pick_device, pick_dtype, warn_of_namesake
+    from vadis.devices import pick_device, pick_dtype
+    from vadis.hub import warn_of_namesake
 
     try:
         import transformers  # noqa: F401
@@ -109,8 +110,8 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
     """
     import transformers
 
+    from vadis.component_files import read_weights, weight_headers
     from vadis.foreign import model_of, open_foreign, open_model
-    from vadis.hub import read_weights, weight_headers
 
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is no model of transformers.")

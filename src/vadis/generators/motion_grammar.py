@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vadis.component import MotionTokenizer
 from vadis.errors import ShapeError, VadisError
 from vadis.tokenizers.dsft_codec import IntegerBPE
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP
@@ -192,7 +193,7 @@ class MotionGrammar:
         self._needs: Tensor | None = None
         if tokenizer is None:
             return
-        if not tokenizer.two_streams:
+        if not (isinstance(tokenizer, MotionTokenizer) and tokenizer.two_streams):
             raise VadisError(f"a vocabulary of two streams needs a DSFT tokenizer, not a {type(tokenizer).__name__}.")
         sizes = torch.tensor(tokenizer.vocab_sizes)
         if bool((sizes > codes).any()):

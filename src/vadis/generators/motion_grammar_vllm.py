@@ -76,7 +76,7 @@ def adapter_class() -> type:
         def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
             super().__init__(vllm_config, device, is_pin_memory)
             from vadis.generators.motion_vocabulary import MotionVocabulary
-            from vadis.hub import load
+            from vadis.loading import load
 
             self._vocabulary = MotionVocabulary.load(vllm_config.model_config.model)
             source = dict(getattr(vllm_config, "additional_config", None) or {}).get("motion_tokenizer")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vadis.component_files import write_json
 from vadis.errors import FileError, MissingExtra, ModelError, VadisError, about
 from vadis.files import atomic_folder
 from vadis.foreign import open_adapter
@@ -39,7 +40,6 @@ from vadis.generators.motion_ids import (
     symbol_names,
 )
 from vadis.generators.motion_rows import head_of, resize, tied
-from vadis.hub import write_json
 from vadis.places import HUB_ID, HubName, commit_of, named_in_file
 from vadis.records import checked, read_json
 
@@ -85,7 +85,7 @@ def load_language_model(
 
     Raises ModelError where parts are missing or don't belong together, FileError for damaged files.
     """
-    from vadis.hub import pick_device, pick_dtype
+    from vadis.devices import pick_device, pick_dtype
 
     folder, precision = find_language_folder(folder), pick_dtype(dtype)
     vocabulary, page = MotionVocabulary.load(folder), read_page(folder)

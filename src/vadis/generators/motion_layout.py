@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.sizes import CONFIG, Codes, Groups
 from vadis.tokenizers.dsft_sequence import Encoded

@@ -19,7 +19,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
-from vadis.component import Component, build_config
+from vadis.component import Component
+from vadis.config import build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.decoding import Decoding
 from vadis.generators.layers import Block, DepthHead, KVCache, RMSNorm, rope_table, sinusoids

@@ -21,7 +21,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
-from vadis.component import Component, build_config
+from vadis.component import Component
+from vadis.config import build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.diffusion import DiffusionHead
 from vadis.generators.latent_streams import Generating, RowCache
@@ -280,7 +281,7 @@ def from_motionstreamer(
     if any(abs(scale - math.log2(config.block_size**2 - config.block_size)) > 1e-6 for scale in scales):
         raise ModelError(f"attention scales {sorted(scales)} do not belong to the block size {config.block_size}.")
     if isinstance(end_latent, str):
-        from vadis.hub import read_array
+        from vadis.io.arrays import read_array
 
         end_latent = read_array(end_latent)
     if end_latent is None and config.latent_dim == len(END_LATENT):

@@ -281,7 +281,7 @@ class MotionVLA:
 
     def save(self, folder: str | Path) -> None:
         """Write the language model, its vocabulary and how images are packed, as a folder that transformers opens too."""
-        from vadis.hub import write_json
+        from vadis.component_files import write_json
 
         save_language_model(folder, self.model, self.text_tokenizer, self.vocabulary)
         write_json(Path(folder) / "scene_packer.json", self.packer.settings())

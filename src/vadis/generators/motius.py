@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from vadis.checkpoint import read_state_dict
+from vadis.component_files import save_bundle
 from vadis.errors import ModelError
 from vadis.generators.motionmillion import SIZES, MotionMillion
 from vadis.generators.motionmillion import from_motionmillion as generator_from
-from vadis.hub import read_array, save_bundle
+from vadis.io.arrays import read_array
 from vadis.places import HUB_ID
 from vadis.records import read_json
 from vadis.tokenizers.fsq import FSQTokenizer

@@ -21,7 +21,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vadis.checkpoint import load_strictly
-from vadis.component import Component, build_config
+from vadis.component import Component
+from vadis.config import build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators.decoding import Decoding, Step
 from vadis.generators.layers import KVCache

@@ -8,6 +8,8 @@ import numpy as np
 
 from vadis.errors import FileError
 
+MAX_STATISTICS = 64 << 20
+"""Bytes of a .npy file of statistics."""
 _HINT = "Files with Python objects can run code and are refused: save plain arrays with numpy.save or numpy.savez."
 
 
@@ -150,3 +152,9 @@ def finite(array: np.ndarray, name: str) -> np.ndarray:
             f"{name} holds {len(bad)} NaN, infinite or absurdly large values, the first at index ({place})."
         )
     return array
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """A float array from a .npy file; raises FileError for damaged files and values that aren't finite."""
+    path = Path(path)
+    return finite(read_npy(path, MAX_STATISTICS), str(path))

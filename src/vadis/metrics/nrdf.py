@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vadis import rotation
 from vadis.checkpoint import load_strictly
-from vadis.component import Component, build_config
+from vadis.component import Component
+from vadis.config import build_config
 from vadis.errors import ShapeError, VadisError
 from vadis.sizes import CONFIG, Positive, Width
 from vadis.skeleton import SMPL22_PARENTS

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from vadis.cancel import stop_if_cancelled
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import ModelError, VadisError
 from vadis.migrations import GENERATION_FIELDS, renamed
 from vadis.motion import Motion
@@ -260,7 +260,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def _parts(self) -> dict[str, Any]:
-        """What `save_pretrained` writes, as `vadis.hub.save_bundle` takes it."""
+        """What `save_pretrained` writes, as `vadis.component_files.save_bundle` takes it."""
 
     @abstractmethod
     def _move(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -393,7 +393,7 @@ class Pipeline(ABC):
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the networks to a device and a precision (of the generator: tokenizers stay float32); the pipeline itself."""
-        from vadis.hub import pick_device, pick_dtype
+        from vadis.devices import pick_device, pick_dtype
 
         with self._lock:
             self._move(None if device is None else pick_device(device), pick_dtype(dtype))
@@ -433,7 +433,7 @@ class Pipeline(ABC):
 
         An older bundle at `folder` is replaced as a whole, but its card is kept unless there is another.
         """
-        from vadis.hub import save_bundle
+        from vadis.component_files import save_bundle
 
         save_bundle(folder, type(self).__name__, self._parts(), asdict(self.config), card)
 

@@ -67,8 +67,9 @@ class ComponentPipeline(Pipeline):
 
     @classmethod
     def _open(cls, folder: Path, config: Any, *, dtype: Any, device: Any, allow_download: bool, **given: Any) -> Self:
+        from vadis.devices import pick_device
         from vadis.generators.text import encoder_source
-        from vadis.hub import check_parts, load_bundle, pick_device
+        from vadis.loading import check_parts, load_bundle
 
         if dtype is None and pick_device(device).type == "cpu":
             dtype = "float32"  # weights may be stored in half precision, which a CPU computes slowly

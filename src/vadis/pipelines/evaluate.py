@@ -31,7 +31,8 @@ from vadis.evaluation.sources import (
     check_fit,
     model_identity,
 )
-from vadis.hub import bundled_models, load
+from vadis.hub import bundled_models
+from vadis.loading import load
 from vadis.locks import only_run
 from vadis.pipelines.base import Pipeline
 from vadis.places import named_in_file

@@ -23,10 +23,12 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from vadis.cancel import stop_if_cancelled
+from vadis.component_files import Written, save_bundle
+from vadis.devices import pick_device, pick_dtype
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motion_lm import MotionLM, Precision
 from vadis.generators.planner import KinematicPlanner
-from vadis.hub import Written, load_component, pick_device, pick_dtype, save_bundle
+from vadis.loading import load_component
 from vadis.pipelines.base import (
     ROWS,
     Capabilities,

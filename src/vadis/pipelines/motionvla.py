@@ -16,10 +16,12 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from vadis.component_files import Written
+from vadis.devices import pick_device, pick_dtype
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionvla import MotionVLA
 from vadis.generators.scene_images import Image
-from vadis.hub import Written, load_component, pick_device, pick_dtype
+from vadis.loading import load_component
 from vadis.motion import Motion
 from vadis.pipelines.base import Capabilities, Made, Pipeline, PipelineConfig, Work, decode_motion, frames_of
 from vadis.representations.consistency import SUPPORTED, consistent, disagreement

@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import ModelError, VadisError
 from vadis.sizes import CONFIG, Depth, FrameRate, Growth, Name, Stride, Width, check_reach
 from vadis.tokenizers.base import Clips, Tokenizer, TokenizerOutput

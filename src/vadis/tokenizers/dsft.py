@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadis.component import MotionTokenizer, build_config
+from vadis.component import MotionTokenizer
+from vadis.config import build_config
 from vadis.errors import ShapeError, VadisError
 from vadis.motion import Motion
 from vadis.tokenizers import dsft_sequence as sequence

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import FileError, ModelError, about
 from vadis.files import atomic_folder, atomic_write
 from vadis.io.arrays import Npz

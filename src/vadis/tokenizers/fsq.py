@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import ModelError
 from vadis.sizes import CONFIG, FrameRate, Groups, Name, Stages, Width
 from vadis.tokenizers.base import Quantized

@@ -22,7 +22,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import ModelError, ShapeError
 from vadis.sizes import CONFIG, Codebook, FrameRate, Groups, Name, Width
 from vadis.tokenizers.base import Clips

@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import FileError, ModelError, ShapeError, VadisError
 from vadis.sizes import CONFIG, Codebook, Dropout, Groups, NotNegative
 from vadis.tokenizers.base import Quantized

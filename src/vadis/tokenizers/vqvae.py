@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from vadis.component import build_config
+from vadis.config import build_config
 from vadis.errors import ModelError
 from vadis.sizes import CONFIG, Codebook
 from vadis.tokenizers.base import KNOWN_DIMS

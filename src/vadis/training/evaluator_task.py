@@ -9,12 +9,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT
 from vadis.errors import ModelError
 from vadis.evaluators.layers import Normal, inside
 from vadis.evaluators.losses import info_nce, kl_divergence
 from vadis.evaluators.tmr import TMRConfig, TMREvaluator
 from vadis.metrics.retrieval import r_precision
-from vadis.training.config import STRICT, Recipe
+from vadis.training.config import Recipe
 from vadis.training.pairs import PairData, Pairs, Sentences, Stretch
 from vadis.training.task import Task
 

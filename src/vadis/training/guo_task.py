@@ -11,14 +11,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from vadis.component_files import save_pretrained
+from vadis.config import STRICT
 from vadis.errors import ModelError
 from vadis.evaluators.guo import CONTACTS, GuoConfig, GuoEvaluator, MovementDecoder
 from vadis.evaluators.guo_words import read_vocabulary, split_words
 from vadis.evaluators.losses import margin_losses
-from vadis.hub import load, save_pretrained
+from vadis.loading import load
 from vadis.metrics.retrieval import r_precision
 from vadis.representations import representation
-from vadis.training.config import STRICT, Recipe
+from vadis.training.config import Recipe
 from vadis.training.pairs import PairData, Pairs, Sentences
 from vadis.training.task import Task
 

@@ -17,13 +17,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from vadis.config import STRICT
 from vadis.errors import MissingExtra, ModelError
 from vadis.generators.backbones import load_backbone, shared_name
 from vadis.generators.motion_language_files import load_language_model, plain_model, save_delta, save_language_model
 from vadis.generators.motion_layout import Kind, MotionLayout, Order
 from vadis.generators.motion_rows import Init
 from vadis.generators.motion_vocabulary import MotionVocabulary, extend, remap
-from vadis.training.config import STRICT
 from vadis.training.new_rows import RowsHead, lay_rows, plain_tables
 
 VISION = ("visual", "vision_tower", "vision_model", "multi_modal_projector")

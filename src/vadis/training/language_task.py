@@ -10,12 +10,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT
 from vadis.data.instruction_reader import InstructionData, Instructions, TokenSource
 from vadis.data.instructions import EncodedItem, InstructionItem, encode, instruction
 from vadis.data.packing import Rows, length_groups, pack_rows, pad_rows
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motion_vocabulary import MotionVocabulary
-from vadis.training.config import STRICT, Batch, Recipe
+from vadis.training.config import Batch, Recipe
 from vadis.training.english import SAMPLE
 from vadis.training.language_loss import Places, places, text_perplexity
 from vadis.training.language_model import LanguageModel, LanguageModelConfig, build_language_model

@@ -9,12 +9,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT
 from vadis.data.latents import MIN_FRAMES, PLAN_STRIDE, LatentCorpus, extract_latents, latents_key
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionstreamer import MotionStreamer, MotionStreamerConfig
 from vadis.generators.planner import KinematicPlanner, with_plan
-from vadis.hub import load
-from vadis.training.config import STRICT, Batch, Frames, Recipe
+from vadis.loading import load
+from vadis.training.config import Batch, Frames, Recipe
 from vadis.training.task import Task
 
 

@@ -15,13 +15,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT
 from vadis.data.augment import AugmentOptions, augment_corpus
 from vadis.data.captions import mirror_text
 from vadis.data.corpus import Corpus
 from vadis.errors import VadisError
 from vadis.evaluators.losses import near_duplicates
 from vadis.representations import Representation, representation
-from vadis.training.config import STRICT, Batch, Frames
+from vadis.training.config import Batch, Frames
 
 
 @dataclass(frozen=True, config=STRICT)

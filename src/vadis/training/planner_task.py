@@ -7,10 +7,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT
 from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig
-from vadis.training.config import STRICT, Batch, Frames, Recipe
+from vadis.training.config import Batch, Frames, Recipe
 from vadis.training.task import Task
 
 

@@ -16,13 +16,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT
 from vadis.data.corpus import Corpus
 from vadis.data.swift_rows import read_rows
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionvla import IGNORED, MotionVLA
 from vadis.generators.scene_prompts import MAX_VISUAL_TOKENS, Prompt, ScenePacker, collate
 from vadis.places import inside
-from vadis.training.config import STRICT, Batch, Frames, Recipe
+from vadis.training.config import Batch, Frames, Recipe
 from vadis.training.language_loss import Places, places
 from vadis.training.language_model import LanguageModel, LanguageModelConfig, build_language_model
 from vadis.training.language_task import LanguageLoss
@@ -263,7 +264,7 @@ class SceneTask(Task):
 
     def export(self, folder: Path) -> None:
         """The model as `MotionVLA.load` reads it."""
-        from vadis.hub import write_json
+        from vadis.component_files import write_json
 
         self.model.save(folder)
         write_json(folder / "scene_packer.json", self.vla.packer.settings())

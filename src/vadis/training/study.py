@@ -30,21 +30,12 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from typing_extensions import TypedDict
 
+from vadis.config import STRICT, apply_overrides, as_dict, build, parse_setting, read_recipe
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_write
 from vadis.locks import only_run
 from vadis.records import MAX_BYTES, checked, parse_json, read_bytes
-from vadis.training.config import (
-    STRICT,
-    Batch,
-    Recipe,
-    Steps,
-    apply_overrides,
-    as_dict,
-    build,
-    parse_setting,
-    read_recipe,
-)
+from vadis.training.config import Batch, Recipe, Steps
 from vadis.training.tasks import TASKS, load_recipe
 
 

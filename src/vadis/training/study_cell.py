@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vadis.config import as_dict
 from vadis.errors import ModelError, VadisError
 from vadis.files import atomic_write
 from vadis.records import read_json
-from vadis.training.config import Recipe, as_dict
+from vadis.training.config import Recipe
 from vadis.training.report import read_log, read_run_page
 from vadis.training.study import HARMLESS, Cell, MotionEvaluation, Study, cell_recipe, facts, read_result
 
@@ -139,7 +140,7 @@ def pipeline_of(recipe: Any, weights: Path, wanted: MotionEvaluation) -> Any:
 
     if recipe.task == "generator":
         from vadis.data.tokenize import EncodedCorpus, fingerprint
-        from vadis.hub import load_tokenizer
+        from vadis.pipelines.load import load_tokenizer
         from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
 
         about = EncodedCorpus.open(recipe.data.corpus).about

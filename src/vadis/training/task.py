@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vadis.hub import save_pretrained
+from vadis.component_files import save_pretrained
 from vadis.training.config import Recipe
 
 

@@ -15,21 +15,12 @@ from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT, apply_overrides, as_dict, build, parse_setting, read_recipe
 from vadis.data.tokenize import EncodedCorpus
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.generators.t2mgpt import T2MGPT, T2MGPTConfig
-from vadis.training.config import (
-    STRICT,
-    Batch,
-    Frames,
-    Recipe,
-    apply_overrides,
-    as_dict,
-    build,
-    parse_setting,
-    read_recipe,
-)
+from vadis.training.config import Batch, Frames, Recipe
 from vadis.training.evaluator_task import EvaluatorTask
 from vadis.training.guo_task import GuoTask
 from vadis.training.language_task import LanguageTask

@@ -8,9 +8,10 @@ from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from vadis.config import STRICT, as_dict
 from vadis.data.corpus import Corpus
 from vadis.errors import ModelError, VadisError
-from vadis.hub import component_classes, load
+from vadis.loading import component_classes, load
 from vadis.metrics.codebook import codebook_usages
 from vadis.metrics.reconstruction import reconstruction_errors
 from vadis.representations import representation
@@ -20,7 +21,7 @@ from vadis.tokenizers.codebook import EMACodebook
 from vadis.tokenizers.fsq import FSQTokenizerConfig
 from vadis.tokenizers.pca_init import init_from_pca
 from vadis.tokenizers.perceptual import Perceptual
-from vadis.training.config import STRICT, Batch, Recipe, as_dict
+from vadis.training.config import Batch, Recipe
 from vadis.training.task import Task
 
 CLIPS, CLIP_SECONDS = 24, 5.0  # validation clips that are coded as a whole

@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vadis.config import as_dict
 from vadis.errors import MissingExtra, ModelError, VadisError
 from vadis.files import atomic_folder, atomic_write, recover, writing
 from vadis.locks import only_run
 from vadis.training import sharding
 from vadis.training.checkpoint_files import load_average, load_model, load_optimizer, read_state
-from vadis.training.config import Recipe, as_dict
+from vadis.training.config import Recipe
 from vadis.training.ema import EMA
 from vadis.training.report import Report, duration, read_run_page
 from vadis.training.schedule import parameter_groups, schedule_factor, step_generator
