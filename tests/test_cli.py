@@ -87,7 +87,15 @@ def test_a_group_alone_lists_its_verbs(group: str, capsys: pytest.CaptureFixture
         (["frobnicate"], "vadis --help"),
         (["data", "bild"], "Did you mean `vadis data build`"),
         (["generate", "walk", "-o", "x.bvh", "--secnds", "3"], "Did you mean --seconds"),
-        (["generate", "walk", "-o", "x.bvh", "--seconds", "long"], "could not convert"),
+        (["generate", "walk", "-o", "x.bvh", "--seconds", "long"], "--seconds takes a number; got 'long'"),
+        (["generate", "walk", "-o", "x.bvh", "--count", "1.5"], "--count takes a whole number; got '1.5'"),
+        (["convert", "a.bvh", "b.npy", "--to", "x"], "--to 'x': use one of hml263, kit251, "),
+        (["convert", "a.bvh", "b.npy", "--fps"], "--fps needs a value"),
+        (["convert", "a.bvh", "b.npy", "c.npy"], "more arguments than expected: c.npy"),
+        (["convert", "a.bvh"], "nowhere to write"),
+        (["clean", "a.bvh", "b.bvh", "-o", "c.bvh"], "2 names for it"),
+        (["data", "encode"], "missing: CORPUS, --tokenizer STR."),
+        (["fit", "dsft", "a", "b", "--k", "1", "x"], "--k takes 2 whole numbers; got '1', 'x'"),
         (["generate", "walk"], "give -o FILE"),
         (["generate", "walk", "-o", "x.fbx"], ".glb"),
         (["generate", "walk", "-o", "x.bvh", "-o", "x.bvh"], "twice"),
@@ -182,6 +190,85 @@ def test_flags_that_mean_nothing_are_refused(
     assert run("convert", walk_bvh, tmp_path / "x.bvh", "--to", "ms272") == 2
     assert run("convert", walk_bvh, tmp_path / "x.npz", "--write-unit", "m") == 2
     assert [p.name for p in tmp_path.iterdir()] == [walk_bvh.name]
+
+
+@pytest.mark.parametrize("form", [["{out}"], ["-o", "{out}"], ["--out", "{out}"]])
+@pytest.mark.parametrize("verb", ["convert", "clean", "retarget"])
+def test_the_output_is_the_last_argument_or_behind_o(
+    verb: str, form: list[str], walk_bvh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "made.bvh"
+    assert run(verb, walk_bvh, *(word.format(out=out) for word in form)) == 0
+    assert out.is_file() and capsys.readouterr().out == f"{out}\n"
+
+
+@pytest.mark.parametrize("verb", ["convert", "clean", "retarget", "tokenize", "reconstruct"])
+def test_where_nothing_can_be_written_is_said_before_any_work(
+    verb: str, walk_bvh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(verb, "missing.bvh", tmp_path / "file" / "x.npz") == 2  # the input would be complained of later
+    assert f"{tmp_path / 'file'} is a file, not a folder" in capsys.readouterr().err
+
+
+def test_settings_may_follow_flags() -> None:
+    from vadis.cli.common import parse
+    from vadis.cli.study import Scaling
+    from vadis.cli.train import Train
+
+    made = parse(Train, "vadis train", ["r.yaml", "a=1", "--out", "x=y", "b.c=2", "--resume", "auto", "d=[1, 2]"])
+    assert made == Train("r.yaml", ("a=1", "b.c=2", "d=[1, 2]"), out="x=y", resume="auto")
+    study = parse(Scaling, "vadis study scaling", ["--dry-run", "s.yaml", "threads=1", "--jobs", "2", "steps=3", "--only", "size=1", "data=all"])  # fmt: skip
+    assert (study.settings, study.only, study.jobs) == (("threads=1", "steps=3"), ("size=1", "data=all"), 2)
+
+
+def test_errors_name_flags_instead_of_python_arguments(
+    walk_bvh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import vadis
+    from vadis.errors import SkeletonError
+    from vadis.skeleton import smpl22
+
+    assert run("convert", walk_bvh, tmp_path / "x.npy", "--to", "smpl135") == 0
+    assert run("convert", tmp_path / "x.npy", tmp_path / "y.bvh", "--decode", "positions") == 2
+    assert "leave out --decode positions" in capsys.readouterr().err
+    text = walk_bvh.read_text()
+    for k, name in enumerate(smpl22().names):
+        text = text.replace(f" {name}\n", f" Bone{k}\n")
+    (tmp_path / "strange.bvh").write_text(text)
+    assert run("retarget", tmp_path / "strange.bvh", tmp_path / "y.bvh") == 2
+    assert "Name the joint yourself: --joint " in capsys.readouterr().err
+    assert run("convert", tmp_path / "strange.bvh", tmp_path / "y.glb") == 2
+    assert "vadis retarget FILE NEW.bvh --joint " in capsys.readouterr().err
+    with pytest.raises(SkeletonError, match="joints="):
+        vadis.retarget(vadis.load_motion(tmp_path / "strange.bvh"), "smpl22")
+
+
+def test_a_folder_is_converted_file_by_file(walk: Motion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    takes, out = tmp_path / "takes", tmp_path / "out"
+    walk.save(takes / "a.bvh")
+    walk.save(takes / "deep" / "b.npz")
+    (takes / "deep" / "notes.txt").write_text("not a motion")
+    assert run("convert", takes, out, "--to", "ms272") == 0
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*.npy")} == {"a.npy", "deep/b.npy"}
+    assert np.load(out / "a.npy").shape[1] == 272
+    (takes / "bad.bvh").write_text("HIERARCHY")
+    capsys.readouterr()
+    assert run("convert", takes, "-o", tmp_path / "glb", "--format", "glb") == 1
+    printed, err = capsys.readouterr()
+    assert printed == f"{tmp_path / 'glb'}\n" and "2 of 3 files converted, 1 failed" in err
+    assert f"failed: {takes / 'bad.bvh'}: " in err and (tmp_path / "glb" / "deep" / "b.glb").is_file()
+
+
+def test_folders_that_can_not_be_converted(walk: Motion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    takes = tmp_path / "takes"
+    walk.save(takes / "a.bvh")
+    assert run("convert", takes, tmp_path / "out") == 2 and "--format" in capsys.readouterr().err
+    assert run("convert", takes, takes / "out", "--format", "bvh") == 2 and "read twice" in capsys.readouterr().err
+    assert run("convert", takes / "a.bvh", tmp_path / "b.npy", "--format", "npy") == 2
+    walk.save(takes / "a.npz")
+    assert run("convert", takes, tmp_path / "out", "--format", "npy") == 2
+    assert "would both become" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_retarget_real_capture(mini_bvh: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

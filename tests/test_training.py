@@ -270,6 +270,10 @@ def test_wrong_settings_are_named(recipe, setting, message):
 def test_recipe_files_are_read_strictly(recipe, tmp_path):
     assert load_recipe(recipe, ["optimizer.lr=1e-4"]).optimizer.lr == 1e-4
     assert load_recipe(load_recipe(recipe), ["steps=7"]).steps == 7
+    assert [load_recipe(recipe, [f"resume={word}"]).resume for word in ("no", "auto")] == [
+        "no",
+        "auto",
+    ]  # YAML: no is false
     with pytest.raises(FileError, match="can't read .*absent"):
         load_recipe(tmp_path / "absent.yaml")
     bad = tmp_path / "bad.yaml"

@@ -214,7 +214,7 @@ def _mapping_or_error(skeleton: Skeleton) -> Mapping:
         missing = [t for t in _REQUIRED if t not in found]
         raise SkeletonError(
             f"can't map this skeleton to the 22 joints: nothing found for {', '.join(missing)}; its joints are "
-            f"{', '.join(skeleton.names[:60])}. Pass joints={{'{missing[0]}': 'name in the file', …}}."
+            f"{', '.join(skeleton.names[:60])}. Name the joint yourself: joints={{'{missing[0]}': 'name in the file', …}}."
         )
     return mapping
 

@@ -62,8 +62,6 @@ VERBS = {
     "doctor": ("vadis.doctor:Doctor", "versions, device, and what each missing extra would unlock"),
 }
 """Verb → where its dataclass is, and its line of help."""
-PYTHON_LEAVE = "allow_download=True"
-"""How messages say that something may be fetched; on the command line it is the flag --allow-download."""
 
 EXAMPLES = """\
 Examples:
@@ -126,7 +124,7 @@ def _run(words: list[str]) -> int:
         verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in VERBS:
         _unknown(verb)
-    from vadis.cli.common import parse
+    from vadis.cli.common import in_flags, parse
 
     module, name = VERBS[verb][0].split(":")
     command = parse(getattr(import_module(module), name), f"vadis {verb}", rest)
@@ -134,9 +132,10 @@ def _run(words: list[str]) -> int:
         try:
             return command.run() or 0
         except VadisError as error:
-            if "allow_download" not in vars(command) or PYTHON_LEAVE not in str(error):
+            message = in_flags(str(error), command)
+            if message == str(error):
                 raise
-            raise type(error)(str(error).replace(PYTHON_LEAVE, "--allow-download")) from error
+            raise type(error)(message) from error
 
 
 @contextlib.contextmanager
@@ -157,7 +156,7 @@ def _one_line_warnings() -> None:
     """Show our warnings as one line on stderr, and those that other packages address to their programmers not at all."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"careful: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", kind)

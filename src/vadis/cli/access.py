@@ -13,5 +13,5 @@ def access_from(
     token = token or os.environ.get("VADIS_TOKEN") or None
     access = Access.at(host, token, hosts, origins)
     if not is_loopback(host) and token is None:
-        say(f"careful: anyone who reaches {host}:{port} can use this server; --token asks for a password.")
+        say(f"warning: anyone who reaches {host}:{port} can use this server; --token asks for a password.")
     return access

@@ -1,13 +1,13 @@
-"""`vadis clean in.bvh out.bvh`."""
+"""`vadis clean in.bvh -o out.bvh`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_number, check_output, say
+from vadis.cli.common import check_number, check_output, outputs, say
 from vadis.cli.reading import on_model_skeleton, read_motion
-from vadis.cli.writing import SUFFIXES, write
+from vadis.cli.writing import SUFFIXES, Out, Target, write
 from vadis.errors import VadisError
 
 
@@ -15,13 +15,15 @@ from vadis.errors import VadisError
 class Clean:
     """Stop feet from sliding while they stand, and take out jitter; a .bvh keeps its skeleton.
 
-    vadis clean generated.bvh clean.bvh
+    vadis clean generated.bvh -o clean.bvh
     """
 
     source: Annotated[Positional[str], arg(metavar="IN")]
     """Motion file of a human skeleton: .bvh .glb .amc .npz .npy."""
-    target: Annotated[Positional[str], arg(metavar="OUT")]
+    target: Target = None
     """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it)."""
+    out: Out = ()
+    """The same as OUT."""
     method: Literal["native", "compat"] = "native"
     """compat is MotionMillion's published algorithm, whose result has twice the frame rate."""
     smooth: float | None = None
@@ -34,7 +36,7 @@ class Clean:
     """Frame rate of the input, for files that don't say it or say it wrongly."""
 
     def run(self) -> None:
-        path = check_output(self.target, SUFFIXES)
+        path = check_output(outputs(self.target, self.out, "vadis clean")[0], SUFFIXES)
         native = {"--smooth": self.smooth, "--floor": self.floor}
         stray = {"--window": self.window} if self.method == "native" else native
         for flag, value in stray.items():

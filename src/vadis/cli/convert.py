@@ -1,15 +1,18 @@
-"""`vadis convert in.bvh out.npy --to ms272`."""
+"""`vadis convert in.bvh out.npy --to ms272`, and the same for every motion file of a folder."""
 
-from dataclasses import dataclass
+import contextlib
+import io
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, check_output, say
+from vadis.cli.common import check_input, check_number, check_output, check_output_folder, in_flags, outputs, say
 from vadis.cli.reading import on_model_skeleton, read_motion
-from vadis.cli.writing import SUFFIXES, write
-from vadis.errors import VadisError
+from vadis.cli.writing import SUFFIXES, Out, Target, write
+from vadis.errors import FileError, VadisError
 
 if TYPE_CHECKING:
     from vadis.motion import Motion
@@ -28,12 +31,20 @@ class Convert:
     vadis convert walk.bvh walk.npy --to ms272
 
     vadis convert features.npy walk.glb --fps 30
+
+    vadis convert takes/ features/ --to ms272
     """
 
     source: Annotated[Positional[str], arg(metavar="IN")]
-    """Motion file: .bvh .amc .json (DeepMimic) .npz (AMASS, SMPL) .npy (features, joints, SMPL tables)."""
-    target: Annotated[Positional[str], arg(metavar="OUT")]
-    """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it)."""
+    """Motion file: .bvh .glb .amc .json (DeepMimic) .npz (AMASS, SMPL) .npy (features, joints, SMPL tables). Or a folder
+    of such files."""
+    target: Target = None
+    """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it). For a folder: the folder
+    to write, with the same structure."""
+    out: Out = ()
+    """The same as OUT."""
+    format: Literal["bvh", "glb", "npz", "npy", "png", "html"] | None = None
+    """What the files of a folder become; npy with --to."""
     to: To | None = None
     """What an .npy holds: features of a representation, or joint positions in metres (the default)."""
     representation: Annotated[str | None, arg(name="from", metavar="REPRESENTATION")] = None
@@ -57,8 +68,66 @@ class Convert:
     report: bool = False
     """Also say what the conversion lost: joint error in mm, rotation error, fields dropped or made up."""
 
-    def run(self) -> None:
-        path = check_output(self.target, SUFFIXES)
+    python_names: ClassVar[dict[str, str]] = {"source": "--decode", "representation": "--from"}
+
+    def run(self) -> int:
+        target = outputs(self.target, self.out, "vadis convert")[0]
+        if Path(self.source).is_dir():
+            return self._folder(Path(self.source), target)
+        if self.format is not None:
+            raise VadisError(f"--format is for folders; the suffix of {target} says what a single file becomes.")
+        self._file(check_output(target, SUFFIXES))
+        return 0
+
+    def _folder(self, source: Path, target: str) -> int:
+        """Convert every motion file below `source`; what fails is said, and doesn't stop the others."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from vadis.io.archive import iter_motion_files
+
+        suffix = self.format or ("npy" if self.to is not None else None)
+        if suffix is None:
+            raise VadisError(f"{source} is a folder: say what its files become with --format, e.g. --format bvh.")
+        if self.report:
+            raise VadisError("--report is about one file; leave it out for a folder.")
+        folder = check_output_folder(target)
+        if folder.resolve().is_relative_to(source.resolve()):
+            raise VadisError(
+                f"{folder} lies in the folder that is read; choose another, so that nothing is read twice."
+            )
+        files = list(iter_motion_files(source))
+        if not files:
+            raise FileError(f"no motion file in {source}.")
+        made: dict[Path, Path] = {}
+        for _, file in files:
+            path = folder / file.relative_to(source).with_suffix(f".{suffix}")
+            if path in made:
+                raise FileError(f"{made[path]} and {file} would both become {path}: rename one.")
+            made[path] = file
+        failed, console = 0, Console(file=sys.stderr)  # which stays the terminal while a file's own words are caught
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            for path, file in bar.track(made.items(), total=len(made), description="converting"):
+                words, problem = io.StringIO(), None
+                try:
+                    with contextlib.redirect_stderr(words), contextlib.redirect_stdout(io.StringIO()):
+                        replace(self, source=str(file), format=None)._file(check_output(path, SUFFIXES))
+                except VadisError as error:
+                    problem, failed = in_flags(str(error), self), failed + 1
+                notes = [line for line in words.getvalue().splitlines() if line.startswith("warning: ")]
+                for note in [f"failed: {problem}"] if problem else notes:
+                    kind, _, text = note.partition(": ")
+                    console.print(
+                        f"{kind}: {file}: {text.removeprefix(f'{file.name}: ')}",
+                        markup=False,
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+        say(f"{len(made) - failed} of {len(made)} files converted" + (f", {failed} failed" if failed else ""))
+        print(folder)
+        return 1 if failed else 0
+
+    def _file(self, path: Path) -> None:
         suffix = path.suffix.lower()
         if self.to is not None and suffix != ".npy":
             raise VadisError(f"--to {self.to} writes an .npy file; got {path.name!r}.")

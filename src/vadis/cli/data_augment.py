@@ -5,7 +5,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from vadis.cli.common import check_input, say
+from vadis.cli.common import check_input, output_folder, say
+from vadis.cli.writing import Out, Target
 from vadis.data.augment import AugmentOptions, augment_corpus
 from vadis.data.corpus import Corpus
 
@@ -19,11 +20,14 @@ class Augment:
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
     """Folder of the corpus."""
-    out: Annotated[Positional[str], arg(metavar="OUT")]
+    target: Target = None
     """Folder of the new corpus."""
+    out: Out = ()
+    """The same as OUT."""
     options: OmitArgPrefixes[AugmentOptions] = field(default_factory=AugmentOptions)
 
     def run(self) -> None:
-        corpus = augment_corpus(Corpus.open(check_input(self.corpus)), self.out, self.options)
+        out = output_folder(self.target, self.out, "vadis data augment")
+        corpus = augment_corpus(Corpus.open(check_input(self.corpus)), out, self.options)
         say(f"{len(corpus)} clips, {corpus.hours:.2f} h")
-        print(self.out)
+        print(out)

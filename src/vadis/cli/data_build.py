@@ -5,7 +5,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from vadis.cli.common import check_input, say
+from vadis.cli.common import check_input, output_folder, say
+from vadis.cli.writing import Out
 from vadis.data.build import BuildOptions, build_corpus
 from vadis.errors import VadisError
 
@@ -18,7 +19,9 @@ class Build:
     """
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC [SRC ...] OUT")]
-    """Archives (.tar.xz, .tar.gz, .zip), folders or motion files; the last is the folder of the corpus."""
+    """Archives (.tar.xz, .tar.gz, .zip), folders or motion files; without -o the last is the folder of the corpus."""
+    out: Out = ()
+    """Folder of the corpus."""
     captions: Annotated[tuple[str, ...], arg(metavar="FILE.jsonl"), UseAppendAction] = ()
     """Caption list, matched by the file's name; repeatable."""
     manifest: Annotated[str | None, arg(metavar="FILE.jsonl")] = None
@@ -26,9 +29,10 @@ class Build:
     options: OmitArgPrefixes[BuildOptions] = field(default_factory=BuildOptions)
 
     def run(self) -> None:
-        if len(self.paths) < 2:
+        sources, names = (self.paths, self.out) if self.out else (self.paths[:-1], self.paths[-1:])
+        if not sources:
             raise VadisError("name what to build from and where to: vadis data build SRC [SRC …] OUT.")
-        *sources, out = self.paths
+        out = output_folder(None, names, "vadis data build")
         for path in (*sources, *self.captions, *([self.manifest] if self.manifest else [])):
             check_input(path)
         corpus = build_corpus(sources, out, self.captions, self.manifest, self.options, say=say)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, say
+from vadis.cli.common import check_input, output_folder, say
+from vadis.cli.writing import Out, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from vadis.data.tokenize import PlanFunction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encode:
     """Turn a corpus into what a generator trains on: motion tokens, text features and kinematic plans, computed once.
 
@@ -22,8 +23,10 @@ class Encode:
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
     """Folder of the corpus."""
-    out: Annotated[Positional[str], arg(metavar="OUT")]
+    target: Target = None
     """Folder to write; an older one is replaced when all is done."""
+    out: Out = ()
+    """The same as OUT."""
     tokenizer: str
     """The trained tokenizer: a folder, a bundled model's or a Hub id."""
     text_encoder: str = "minilm"
@@ -42,6 +45,7 @@ class Encode:
     """Fetch from the Hub what a file in the model's folder names there."""
 
     def run(self) -> None:
+        out = output_folder(self.target, self.out, "vadis data encode")
         path = check_input(self.corpus)
         from vadis.data.corpus import Corpus
         from vadis.data.tokenize import encode_corpus
@@ -53,11 +57,9 @@ class Encode:
         encoder = text_encoder(self.text_encoder, self.text_encoder_source, self.device)
         plan = _plan_function(corpus) if self.plan else None
         limits: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
-        encoded = encode_corpus(
-            corpus, tokenizer, encoder, self.out, plan, about={"tokenizer": self.tokenizer}, **limits
-        )
+        encoded = encode_corpus(corpus, tokenizer, encoder, out, plan, about={"tokenizer": self.tokenizer}, **limits)
         say(f"{len(encoded)} captioned stretches")
-        print(self.out)
+        print(out)
 
 
 def _plan_function(corpus: Any) -> "PlanFunction":

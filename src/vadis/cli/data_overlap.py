@@ -25,7 +25,7 @@ class Overlap:
     """Folder of the corpus to test."""
     splits: tuple[str, ...] = ()
     """The split of the reference and the split that is tested; one name takes that split alone."""
-    output: Annotated[str | None, arg(aliases=["-o"])] = None
+    out: Annotated[str | None, arg(aliases=["-o", "--output"])] = None
     """Report to write: .md, or .json with every pair."""
     kinds: tuple[str, ...] = ()
     """Only captions of these kinds."""
@@ -43,7 +43,7 @@ class Overlap:
     """Print JSON."""
 
     def run(self) -> None:
-        output = check_output(self.output, (".md", ".json")) if self.output else None
+        output = check_output(self.out, (".md", ".json")) if self.out else None
         paths = [check_input(p) for p in (self.corpus, self.other) if p is not None]
         if len(self.splits) > 2:
             raise VadisError(f"--splits takes one or two names; got {len(self.splits)}: {' '.join(self.splits)}.")

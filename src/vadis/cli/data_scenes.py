@@ -5,7 +5,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from vadis.cli.common import check_input, check_output, say
+from vadis.cli.common import check_input, check_output, output_folder, say
+from vadis.cli.writing import Out, Target
 from vadis.data.corpus import Corpus
 from vadis.data.scenes.build import SceneOptions, build_scenes
 from vadis.data.scenes.report import scene_report, scene_sheet
@@ -20,17 +21,20 @@ class Scenes:
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
     """Folder of a corpus with captioned walking."""
-    out: Annotated[Positional[str], arg(metavar="OUT")]
+    target: Target = None
     """Folder of the new corpus."""
+    out: Out = ()
+    """The same as OUT."""
     options: OmitArgPrefixes[SceneOptions] = field(default_factory=SceneOptions)
 
     sheet: Annotated[str | None, arg(metavar="FILE.png")] = None
     """Also draw the first rooms with the ways that the clips go."""
 
     def run(self) -> None:
+        out = output_folder(self.target, self.out, "vadis data scenes")
         if self.sheet:
             check_output(self.sheet, (".png", ".jpg", ".jpeg", ".webp"))
-        corpus = build_scenes(Corpus.open(check_input(self.corpus)), self.out, self.options)
+        corpus = build_scenes(Corpus.open(check_input(self.corpus)), out, self.options)
         for reason, count in corpus.about.get("rejected", {}).items():
             say(f"rooms left out: {count} × {reason}")
         report = scene_report(corpus)
@@ -42,4 +46,4 @@ class Scenes:
         say(f"{len(corpus)} clips, {corpus.hours:.2f} h, {report['rooms']} rooms, {report['collisions']} collisions")
         if self.sheet:
             scene_sheet(corpus, self.sheet)
-        print(self.out)
+        print(out)

@@ -1,15 +1,17 @@
 """`vadis data tokens CORPUS OUT --tokenizer MODEL`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, say
+from vadis.cli.common import check_input, check_number, output_folder, say
+from vadis.cli.writing import Out, Target
 from vadis.errors import VadisError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
     """Turn a corpus into motion tokens with what is said of them: what a language model is trained on.
 
@@ -20,8 +22,10 @@ class Tokens:
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
     """Folder of the corpus, or a .jsonl file of rows."""
-    out: Annotated[Positional[str], arg(metavar="OUT")]
+    target: Target = None
     """Folder to write; an older one is replaced when all is done."""
+    out: Out = ()
+    """The same as OUT."""
     tokenizer: str
     """The trained tokenizer (DSFT too): a folder, a bundled model's or a Hub id. Of rows: the one that made their tokens."""
     static: int = 0
@@ -40,19 +44,20 @@ class Tokens:
     """Fetch from the Hub what a file in the model's folder names there."""
 
     def run(self) -> None:
+        out = output_folder(self.target, self.out, "vadis data tokens")
         path = check_input(self.corpus)
         check_number("--static", self.static, 0, 10_000_000)
         from vadis.pipelines.load import load_tokenizer
 
         tokenizer = load_tokenizer(self.tokenizer, device=self.device, allow_download=self.allow_download)
         if path.suffix == ".jsonl":
-            made = self._rows(path, tokenizer)
+            made = self._rows(path, tokenizer, out)
         else:
-            made = self._corpus(path, tokenizer)
+            made = self._corpus(path, tokenizer, out)
         say(f"{len(made)} stretches, {int(made.steps.sum()):,} {'tokens' if made.streams else 'steps'}")
-        print(self.out)
+        print(out)
 
-    def _rows(self, path: Any, tokenizer: Any) -> Any:
+    def _rows(self, path: Path, tokenizer: Any, out: Path) -> Any:
         from vadis.data.swift_rows import import_rows
 
         if not tokenizer.two_streams:
@@ -60,11 +65,9 @@ class Tokens:
         files = {"train": path}
         if path.name == "train.jsonl" and (path.parent / "val.jsonl").is_file():
             files["val"] = path.parent / "val.jsonl"
-        return import_rows(files, self.out, tokenizer)
+        return import_rows(files, out, tokenizer)
 
-    def _corpus(self, path: Any, tokenizer: Any) -> Any:
-        from pathlib import Path
-
+    def _corpus(self, path: Path, tokenizer: Any, out: Path) -> Any:
         from vadis.data.corpus import Corpus
         from vadis.data.static_poses import static_corpus
         from vadis.data.token_corpus import tokenize_corpus
@@ -74,7 +77,7 @@ class Tokens:
         options: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
         options |= {"captionless": self.captionless, "about": {"tokenizer": self.tokenizer, "static": self.static}}
         if not self.static:
-            return tokenize_corpus(corpus, tokenizer, self.out, **options)
-        with kept_work(Path(self.out).with_name(f"{Path(self.out).name}-static"), "static") as folder:
+            return tokenize_corpus(corpus, tokenizer, out, **options)
+        with kept_work(out.with_name(f"{out.name}-static"), "static") as folder:
             corpus = static_corpus(corpus, folder / path.name, self.static, seed=self.seed)
-            return tokenize_corpus(corpus, tokenizer, self.out, **options)
+            return tokenize_corpus(corpus, tokenizer, out, **options)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, print_json, say
+from vadis.cli.common import check_input, check_number, output_folder, print_json, say
+from vadis.cli.writing import Out, Target
 
 if TYPE_CHECKING:
     from vadis.data.corpus import Corpus
@@ -20,8 +21,10 @@ class FitDSFT:
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
     """Folder of the corpus."""
-    out: Annotated[str, arg(aliases=["-o"])]
+    target: Target = None
     """Folder to write."""
+    out: Out = ()
+    """The same as OUT."""
     k: tuple[int, int] = (5, 25)
     """Cosine coefficients kept of each window: of poses and places, and of rates and contacts."""
     scale: tuple[float, float] = (10.0, 10.0)
@@ -44,7 +47,7 @@ class FitDSFT:
     """Print the report as JSON."""
 
     def run(self) -> None:
-        path = check_input(self.corpus)
+        out, path = output_folder(self.target, self.out, "vadis fit dsft"), check_input(self.corpus)
         if self.window is not None:
             check_number("--window", self.window, 0.1, 600, "s")
         from vadis.data.corpus import Corpus
@@ -60,8 +63,8 @@ class FitDSFT:
             split=self.split, fps=corpus.fps, root_precision=self.root_precision, row_bounded=self.row_bounded,
             window=frames,
         )  # fmt: skip
-        tokenizer.save_pretrained(self.out)
-        say(f"{' + '.join(map(str, tokenizer.vocab_sizes))} ids → {self.out}")
+        tokenizer.save_pretrained(out)
+        say(f"{' + '.join(map(str, tokenizer.vocab_sizes))} ids → {out}")
         held_out = _held_out(corpus)
         found = tokenizer.report(held_out.frames_of(i) for i in range(len(held_out)))
         if self.json:

@@ -1,12 +1,12 @@
 """`vadis import KIND SRC DIR`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, print_json, say
+from vadis.cli.common import check_input, output_folder, print_json, say
+from vadis.cli.writing import Out
 from vadis.errors import FileError, VadisError
 from vadis.records import parse_yaml
 
@@ -22,17 +22,19 @@ class Import:
     """Layout of the checkpoint, e.g. motionmillion-fsq; a wrong one lists all."""
     source: Annotated[Positional[str], arg(metavar="SRC")]
     """The checkpoint: a file, or a folder of a published layout."""
-    target: Annotated[Positional[str], arg(metavar="DIR")]
+    target: Annotated[Positional[str | None], arg(metavar="DIR")] = None
     """Folder to write: config.json, model.safetensors and a card."""
+    out: Out = ()
+    """The same as DIR."""
     option: tuple[str, ...] = ()
     """What the checkpoint doesn't say, as key=value, e.g. mean=mean.npy."""
     json: bool = False
     """Print the tensors as JSON."""
 
     def run(self) -> None:
-        source, target = check_input(self.source), Path(self.target)
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise FileError(f"{target} is there already and not empty; name a new folder.")
+        source, target = check_input(self.source), output_folder(self.target, self.out, "vadis import")
+        if target.is_dir() and any(target.iterdir()):
+            raise FileError(f"{target} exists and is not empty; name a new folder.")
         options: dict[str, Any] = {}
         for text in self.option:
             name, equals, value = text.partition("=")

@@ -37,7 +37,7 @@ class Info:
         for label, value in report.facts.items():
             print(f"  {label:<{width}}  {value}")
         for warning in report.warnings:
-            print(f"  careful: {warning}")
+            print(f"  warning: {warning}")
         for step in report.next:
             print(f"  next: {step}")
 

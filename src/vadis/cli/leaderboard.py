@@ -19,12 +19,12 @@ class Leaderboard:
     """Folder with reports of `vadis evaluate … -o DIR/NAME`."""
     protocol: str | None = None
     """Only reports of this protocol."""
-    output: Annotated[str, arg(aliases=["-o"])] = ""
+    out: Annotated[str, arg(aliases=["-o", "--output"])] = ""
     """Page to write, by default DIR/leaderboard.html."""
 
     def run(self) -> None:
         folder = check_input(self.folder)
-        target = check_output(self.output or folder / "leaderboard.html", (".html",))
+        target = check_output(self.out or folder / "leaderboard.html", (".html",))
         from vadis.evaluation.leaderboard import find_reports, markdown, merge, write_leaderboard
 
         reports = merge(find_reports(folder, self.protocol))

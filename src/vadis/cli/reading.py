@@ -31,7 +31,7 @@ def read_motion(
 
     path = check_input(path)
     if path.is_dir():
-        raise FileError(f"{path} is a folder; name one motion file, or use `vadis data build` for many.")
+        raise FileError(f"{path} is a folder: name one motion file, or convert all of its files with `vadis convert`.")
     if fps is not None:
         check_number("--fps", fps, 1, 1000, "frames/s")
     module, colon, name = READERS.get(path.suffix.lower(), "").partition(":")

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from vadis.cli.common import check_number, say
+from vadis.cli.common import check_number, outputs, say
 from vadis.cli.reading import read_motion
-from vadis.cli.writing import check_outputs, write
+from vadis.cli.writing import Out, Target, check_outputs, write
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,10 @@ class Retarget:
 
     source: Annotated[Positional[str], arg(metavar="IN")]
     """Motion file."""
-    out: Annotated[tuple[str, ...], arg(aliases=["-o"], metavar="FILE"), UseAppendAction] = ()
-    """File to write: .bvh .glb .npz .npy, .png or .html. Several -o may be given."""
+    target: Target = None
+    """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it)."""
+    out: Out = ()
+    """The same as OUT; several -o may be given."""
     to: Literal["smpl22"] = "smpl22"
     """The skeleton to put it on."""
     joint: Annotated[tuple[tuple[str, str], ...], arg(metavar="OURS THEIRS"), UseAppendAction] = ()
@@ -33,7 +35,7 @@ class Retarget:
     """Frame rate of the output; by default the input's."""
 
     def run(self) -> None:
-        paths = check_outputs(self.out)
+        paths = check_outputs(outputs(self.target, self.out))
         if self.resample is not None:
             check_number("--resample", self.resample, 1, 1000, "frames/s")
         motion = read_motion(self.source, fps=self.fps)

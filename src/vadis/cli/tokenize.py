@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_output, print_json, say
+from vadis.cli.common import check_output, outputs, print_json, say
 from vadis.cli.reading import on_model_skeleton, read_motion
-from vadis.cli.writing import check_outputs, write
+from vadis.cli.writing import Out, Target, check_outputs, write
 from vadis.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ class Tokenize:
 
     source: Annotated[Positional[str], arg(metavar="IN")]
     """Motion file of any readable kind; it is retargeted and resampled as the model needs."""
-    out: Annotated[str, arg(aliases=["-o"])]
+    target: Target = None
     """File to write, .npz."""
+    out: Out = ()
+    """The same as OUT."""
     model: str = "vadis-mini"
     """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
     fps: float | None = None
@@ -41,7 +43,7 @@ class Tokenize:
         from vadis.data.tokenize import fingerprint
         from vadis.io.tokens import TokenFile
 
-        path = check_output(self.out, (".npz",))
+        path = check_output(outputs(self.target, self.out, "vadis tokenize")[0], (".npz",))
         tokenizer = _steps_tokenizer(self.model, self.allow_download)
         _, features = _read(self.source, self.fps, tokenizer)
         tokens = tokenizer.encode(features).cpu().numpy()
@@ -65,8 +67,10 @@ class Detokenize:
 
     source: Annotated[Positional[str], arg(metavar="TOKENS.npz")]
     """File of `vadis tokenize`."""
-    out: Annotated[list[str], arg(aliases=["-o"])]
-    """Files to write: .bvh .glb .npz .npy .png .html."""
+    target: Target = None
+    """File to write: .bvh .glb .npz .npy, .png (a contact sheet) or .html (a page that plays it)."""
+    out: Out = ()
+    """The same as OUT; several -o may be given."""
     model: str | None = None
     """The model that made the tokens; by default the bundled one, or with --allow-download the one of the Hub, that the
     file names."""
@@ -80,7 +84,7 @@ class Detokenize:
         from vadis.places import named_in_file
         from vadis.representations import representation
 
-        paths = check_outputs(self.out)
+        paths = check_outputs(outputs(self.target, self.out))
         stored = TokenFile.load(self.source)
         model = self.model or named_in_file(
             stored.model, f"{self.source}: its model", known=bundled_models(), allow_download=self.allow_download,
@@ -108,8 +112,10 @@ class Reconstruct:
 
     source: Annotated[Positional[str], arg(metavar="IN")]
     """Motion file of any readable kind."""
-    out: Annotated[list[str], arg(aliases=["-o"])]
-    """Files to write; .png and .html show the recorded motion beside the decoded one."""
+    target: Target = None
+    """File to write: .bvh .glb .npz .npy, or .png and .html, which show the recorded motion beside the decoded one."""
+    out: Out = ()
+    """The same as OUT; several -o may be given."""
     model: str = "vadis-mini"
     """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
     fps: float | None = None
@@ -124,7 +130,7 @@ class Reconstruct:
         from vadis.pipelines.load import load_tokenizer
         from vadis.representations import representation
 
-        paths = check_outputs(self.out)
+        paths = check_outputs(outputs(self.target, self.out))
         tokenizer = load_tokenizer(self.model, allow_download=self.allow_download)
         motion, features = _read(self.source, self.fps, tokenizer)
         made = representation(tokenizer.representation).decode(tokenizer.reconstruct(features), fps=tokenizer.fps)

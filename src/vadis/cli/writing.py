@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, UseAppendAction, arg
 
 from vadis.cli.common import check_output, numbered
 from vadis.errors import VadisError
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 
     from vadis.motion import Motion
 
+Target = Annotated[Positional[str | None], arg(metavar="OUT")]
+"""The output as the last argument; the same as one `-o`."""
+Out = Annotated[tuple[str, ...], arg(aliases=["-o"], metavar="FILE"), UseAppendAction]
+"""`-o FILE`, repeatable. The verbs take both forms and hand them to `vadis.cli.common.outputs`."""
 MOTION_SUFFIXES = (".bvh", ".glb", ".npz", ".npy")
 SUFFIXES = (*MOTION_SUFFIXES, ".png", ".html")
 

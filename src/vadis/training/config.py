@@ -5,7 +5,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from vadis.config import STRICT
@@ -90,5 +90,5 @@ class Recipe:
     log_every: Steps = 50
     logger: Literal["none", "trackio", "tensorboard"] = "none"
     """Besides `log.jsonl`, which is always written."""
-    resume: Literal["no", "auto"] = "no"
-    """`auto` continues from the run's checkpoint, if there is one."""
+    resume: Annotated[Literal["no", "auto"], BeforeValidator(lambda value: "no" if value is False else value)] = "no"
+    """`auto` continues from the run's checkpoint, if there is one. YAML reads a bare `no` as false, which is taken too."""
