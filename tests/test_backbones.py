@@ -85,7 +85,7 @@ def test_folders_and_wrong_names(tmp_path: Path) -> None:
     assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
     with pytest.raises(ModelError, match="smollm2-135m, tiny-gpt2"):
         load_backbone("tiny-bert")
-    with pytest.raises(ModelError, match="no model of transformers"):
+    with pytest.raises(ModelError, match="not a transformers model"):
         (tmp_path / "empty").mkdir()
         load_backbone(tmp_path / "empty")
     weights = tmp_path / "model.safetensors"

@@ -261,7 +261,7 @@ class TestCaptions:
             ('{"clip": "a", "fps": -1}', "fps"),
             ('{"clip": "a", "fps": 1e6}', "fps: input should be less than or equal to 10000"),
             ('{"clip": "a", "fps": "30"}', "fps: input should be a valid number"),
-            ('{"clip": "a", "weight": NaN}', "NaN is no JSON number"),
+            ('{"clip": "a", "weight": NaN}', "NaN is not a JSON number"),
             ('{"clip": "a", "weight": 1e999}', "beyond"),
             ('{"clip": "a", "licence": 3}', "licence"),
             ('{"clip": "b", "fps": 60}', "'b' is given twice"),

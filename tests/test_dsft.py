@@ -456,7 +456,7 @@ def test_unusable_input_is_refused(tok: DSFTTokenizer, clips: list[np.ndarray]) 
         tok.encode(x[:0])
     with pytest.raises(ShapeError, match="empty"):
         tok.encode([])
-    with pytest.raises(VadisError, match="frames a second"):
+    with pytest.raises(VadisError, match="frames per second"):
         tok.encode(x, fps=20)
     with pytest.raises(VadisError, match="convert"):
         tok.encode(x, representation="hml263")

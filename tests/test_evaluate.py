@@ -534,7 +534,7 @@ def test_report_files(tmp_path, corpus, judge):
     assert page.count("<svg") == 2 and page.count("data:image/png;base64,iVBOR") == 2 and "Worst and best" in page
     assert set(report.result) <= set(METRICS)
     (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(FileError, match="no vadis report"):
+    with pytest.raises(FileError, match="not a vadis report"):
         Report.load(tmp_path)
 
 
@@ -660,7 +660,7 @@ def test_the_command(tmp_path, corpus, capsys):
         ("captions.jsonl", b'{"id": "a", "text": "x", "end": NaN}', "line 1: end: input should be a finite number"),
         ("captions.jsonl", b'{"id": "a", "text": "x", "start": 3, "end": 2}', "line 1: from 3 to 2 s"),
         ("captions.jsonl", b'{"id": "a", "text": "\xff"}', r"captions\.jsonl, line 1"),
-        ("a.txt", b"a walk#a/DET#0.0#0.0\nhe walks#x#soon#2.0", r"a\.txt, line 2: 'soon' is no time"),
+        ("a.txt", b"a walk#a/DET#0.0#0.0\nhe walks#x#soon#2.0", r"a\.txt, line 2: 'soon' is not a time"),
         ("a.txt", b"he walks#x#1.0#" + b"9" * 400, r"a\.txt, line 1: from 1 to inf s"),
         ("a.txt", b"\x80", r"a\.txt, line 1 is not UTF-8"),
         (
@@ -698,7 +698,7 @@ def test_damaged_reports_are_named(tmp_path, change, said):
     whole.save(tmp_path)
     assert Report.load(tmp_path).result == whole.result
     (tmp_path / "report.json").write_text(json.dumps(whole.as_json() | change))
-    with pytest.raises(FileError, match=rf"report\.json is no vadis report.*{said}"):
+    with pytest.raises(FileError, match=rf"report\.json is not a (readable )?vadis report.*{said}"):
         Report.load(tmp_path)
 
 
@@ -709,7 +709,7 @@ def test_damaged_reports_are_named(tmp_path, change, said):
         ("repeats: true", "protocol mine: repeats: expected another value than true"),
         ("seam_seconds: .nan", "protocol mine: seam_seconds: .*finite"),
         ("max_frames: 10000000", "protocol mine: max_frames"),
-        ("1: 2", "1 is no field of a protocol"),
+        ("1: 2", "1 is not a field of a protocol"),
         ("pool: 3\npool: 4", "'pool' is given twice"),
         ("pool: " + "[" * 3000, "nested too deeply|not valid YAML"),
         ("- task", "expected keys and values"),

@@ -140,7 +140,7 @@ def test_what_is_not_a_model_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="no config.json and no model_index.json"):
         vadis.load(tmp_path)
-    with pytest.raises(ModelError, match="no folder, no bundled model"):
+    with pytest.raises(ModelError, match="not a folder, a bundled model"):
         vadis.load("nothing-like-this")
     with pytest.raises(ModelError, match="can't get nobody/nothing-at-all from the Hub"):
         vadis.load("nobody/nothing-at-all", cache_dir=tmp_path / "cache")

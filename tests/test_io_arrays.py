@@ -195,10 +195,10 @@ def test_batches_ask_for_an_index(walk, tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((10, 7)), "no known kind of motion"),
+        (np.zeros((10, 7)), "not a known kind of motion"),
         (np.zeros((0, 272)), "is empty"),
-        (np.zeros(5), "no known kind"),
-        (np.array(3.0), "no known kind"),
+        (np.zeros(5), "not a known kind"),
+        (np.array(3.0), "not a known kind"),
         (np.zeros((4, 22, 3)), "a body of 0 m"),
         (np.full((4, 272), np.inf), "NaN, infinite"),
         (np.array(["a", "b"]), "expected numbers"),

@@ -91,7 +91,7 @@ def broken(change) -> dict:
         (broken(lambda c: c["Frames"][3].pop()), "frame 3 has 43 numbers"),
         (broken(lambda c: c["Frames"].__setitem__(2, "x")), "frame 2 has str"),
         (broken(lambda c: c["Frames"][1].__setitem__(5, "x")), "frame 1 holds something"),
-        (broken(lambda c: c["Frames"][1].__setitem__(5, float("nan"))), "NaN is no JSON number"),
+        (broken(lambda c: c["Frames"][1].__setitem__(5, float("nan"))), "NaN is not a JSON number"),
         (broken(lambda c: c["Frames"][1].__setitem__(5, True)), "frame 1 holds something"),
         (broken(lambda c: c.__setitem__("Loop", 3)), "'Loop' is 3; expected text"),
         (

@@ -66,7 +66,7 @@ def test_arrays(walk, tmp_path):
     assert report_of(np.arange(12).reshape(4, 3)).kind == "tokens"
     assert "the mean of ms272" in report_of(features.mean(0)).summary
     assert "the deviation of ms272" in report_of(features.std(0)).summary
-    assert report_of(np.zeros((3, 7))).warnings == ["this shape is no known kind of motion."]
+    assert report_of(np.zeros((3, 7))).warnings == ["this shape is not a known kind of motion."]
     assert "ms272 (" in report_of(features).facts["looks like"]
     assert "ms272_absroot" in report_of(representation("ms272_absroot").encode(walk).numpy()).summary
     holes = features.copy()

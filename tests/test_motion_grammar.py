@@ -148,7 +148,7 @@ class TestOneStream:
     def test_a_forbidden_id_is_named_or_ends_the_row(self):
         words = vocabulary(LAYOUTS[1])
         grammar = MotionGrammar(words)
-        with pytest.raises(VadisError, match=r"row 0: an id that is no motion id can't stand before the motion"):
+        with pytest.raises(VadisError, match=r"row 0: an id that is not a motion id can't stand before the motion"):
             grammar.advance(torch.tensor([0]))
         grammar.advance(torch.tensor([words.begin]))
         wrong = int(words.symbol_ids[4])

@@ -147,7 +147,7 @@ class TestMotion:
         assert pipe.caption([walk, features, pipe.encode(features)], max_tokens=9) == [text] * 3
         drawn = pipe.caption(walk, max_tokens=6, samples_per_row=3, temperature=1.0, seed=0)
         assert len(drawn) == 3
-        with pytest.raises(VadisError, match="frames a second"):
+        with pytest.raises(VadisError, match="frames per second"):
             pipe.caption(walk.resample(20))
 
     @pytest.mark.parametrize("tasks", [EVERY, ("text_to_motion",)])

@@ -80,12 +80,12 @@ def test_orders_by_hand() -> None:
 @pytest.mark.parametrize(
     ("layout", "row", "said"),
     [
-        (MotionLayout(groups=3, codes=10), [0, 11], "no whole number of steps"),
+        (MotionLayout(groups=3, codes=10), [0, 11], "not a whole number of steps"),
         (MotionLayout(groups=3, codes=10), [0, 1, 22], "group 1"),
         (MotionLayout(groups=2, codes=4, order="part"), [0, 5, 1, 6], "group 0"),
         (MotionLayout(codes=10), [10], "0 to 9"),
-        (MotionLayout(codes=10), [], "no whole number of steps"),
-        (MotionLayout("delayed", groups=2, codes=4), [0, 8], "no whole number of steps"),
+        (MotionLayout(codes=10), [], "not a whole number of steps"),
+        (MotionLayout("delayed", groups=2, codes=4), [0, 8], "not a whole number of steps"),
         (MotionLayout("delayed", groups=2, codes=4), [0, 4, 8, 5], "must be blank"),
         (MotionLayout("delayed", groups=2, codes=4), [8, 8, 8, 5], "is blank where a code"),
         (MotionLayout("delayed", groups=2, codes=4), [4, 8, 8, 5], "group 0"),

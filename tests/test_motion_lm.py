@@ -321,7 +321,7 @@ class TestGiven:
     def test_tokenizers_without_parts_say_so(self):
         with pytest.raises(VadisError, match="the tokens of vq are one-dimensional, each stands for the whole body"):
             shared().edit_parts(torch.tensor([1, 2]), ["torso"])
-        with pytest.raises(VadisError, match="the 3 tokens a step of rvq are no parts of the body"):
+        with pytest.raises(VadisError, match="the 3 tokens per step of rvq are not parts of the body"):
             shared("tiny-gpt2", "rvq").edit_parts(torch.zeros(2, 3, dtype=torch.long), [0])
         lm = shared("tiny-gpt2", "lfq2d")
         with pytest.raises(ModelError, match="no part 'tail'"):

@@ -37,7 +37,7 @@ def test_messages_are_one_clean_line() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": 1, "a": 2}', "'a' is given twice"),
         ('{"a": "\\ud800"}', "surrogate"),
         ("[" * 200 + "]" * 200, "nested too deeply"),

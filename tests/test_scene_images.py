@@ -133,7 +133,7 @@ def test_bad_files(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(FileError, match=message):
             load_image(tmp_path / name)
-    with pytest.raises(FileError, match="no file"):
+    with pytest.raises(FileError, match="is not a file"):
         load_image(tmp_path)
     with pytest.raises(FileError, match="no image at"):
         load_image("scene\0.png")

@@ -151,7 +151,7 @@ def changed(user: Any = None, assistant: Any = None) -> str:
         (changed(user=[{"type": "image", "image": ["x"]}, {"type": "text", "text": "x"}]), "neither a text"),
         (changed(user="walk"), "does not begin"),
         (changed(user="Generate motion for: \ud800"), "surrogate"),
-        (changed(assistant=["x"]), "no text"),
+        (changed(assistant=["x"]), "not text"),
         (changed(assistant="<mot_bos><mot_b_0001><mot_sep><mot_p_0002>"), "missing_eos"),
         (changed(assistant="<mot_bos><mot_b_0001><mot_q_0002><mot_sep><mot_p_0002><mot_eos>"), "foreign_token"),
         (changed(assistant="<mot_bos><mot_b_4096><mot_sep><mot_p_0002><mot_eos>"), "foreign_token"),
@@ -206,7 +206,7 @@ def test_the_list_of_names(tmp_path: Path) -> None:
     write_names(path)
     text = path.read_text(encoding="utf-8")
     assert len(text.split("\n")) == 8195 and not text.endswith("\n")
-    for line, said in (("<mot_b_0007>", "second time"), ("<mot_b_7>", "no motion token"), ("walk", "line 8196")):
+    for line, said in (("<mot_b_0007>", "second time"), ("<mot_b_7>", "not a motion token"), ("walk", "line 8196")):
         path.write_text(f"{text}\n{line}\n", encoding="utf-8")
         with pytest.raises(FileError, match=said):
             read_names(path)

@@ -133,7 +133,7 @@ def test_bad_input_is_refused_with_what_to_do(family: str, walk) -> None:
         tokenizer.encode(spoiled)
     with pytest.raises(VadisError, match="this tokenizer needs ms272: convert with"):
         tokenizer.encode(clip(40), representation="ms272_absroot")
-    with pytest.raises(VadisError, match=r"20 frames a second.*resample"):
+    with pytest.raises(VadisError, match=r"20 frames per second.*resample"):
         tokenizer.encode(clip(40), fps=20)
     with pytest.raises(VadisError, match=r"motion\.resample\(30\)"):
         tokenizer.encode(walk.resample(25))

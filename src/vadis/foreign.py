@@ -164,7 +164,7 @@ def open_foreign(kind: Any, folder: str | Path, **options: Any) -> Any:
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
-        raise ModelError(f"{folder} is no folder: name the folder of a model.")
+        raise ModelError(f"{folder} is not a folder: name the folder of a model.")
     check_folder(folder)
     with _in_one_line(kind, folder):
         made = kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
@@ -247,7 +247,7 @@ def tokenizer_of(path: Path) -> Any:
     except BaseException as error:  # tokenizers raises nothing more specific
         if not _of_the_library(error):
             raise
-        raise FileError(f"{path} is no whole tokenizer.json ({str(error)[:80]}): download it again.") from error
+        raise FileError(f"{path} is not a complete tokenizer.json ({str(error)[:80]}): download it again.") from error
     _read_a_word(made.encode, path)
     return made
 

@@ -41,9 +41,7 @@ def find_folder(source: str | Path | HubName, **hub_options: Any) -> Path:
     name = str(source)
     if not HUB_ID.fullmatch(name):
         bundled = ", ".join(bundled_models()) or "none in this installation"
-        raise ModelError(
-            f"no model {name!r}: it is no folder, no bundled model ({bundled}) and no Hub id (owner/name)."
-        )
+        raise ModelError(f"no model {name!r}: not a folder, a bundled model ({bundled}) or a Hub id (owner/name).")
     return fetch(name, **hub_options)
 
 

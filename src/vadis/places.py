@@ -131,7 +131,7 @@ def check_links(folder: Path, only: Path | None = None) -> None:
         for entry in _entries(waiting.pop()):
             left -= 1
             if left < 0:
-                raise ModelError(f"{folder} holds more than {MAX_ENTRIES:,} files: it is no folder of a model.")
+                raise ModelError(f"{folder} holds more than {MAX_ENTRIES:,} files: it is not a model folder.")
             link, inner = entry.is_symlink(), entry.is_dir(follow_symlinks=False)
             if link or inner:  # Windows' junctions are folders that say nothing of being links
                 _check_link(Path(entry.path), homes)

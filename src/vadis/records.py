@@ -43,7 +43,7 @@ def read_bytes(path: str | Path, max_bytes: int, error: type[VadisError] = FileE
     except OSError as problem:
         raise error(f"can't read {path}: {problem.strerror or problem}.") from problem
     if len(data) > max_bytes:
-        raise error(f"{path} has more than {max_bytes:,} bytes; that is no {path.suffix or 'such'} file of ours.")
+        raise error(f"{path} has more than {max_bytes:,} bytes; that is not a {path.suffix or 'such'} file of vadis.")
     return data
 
 
@@ -71,7 +71,7 @@ def parse_json(data: bytes | str, where: object, error: type[VadisError] = FileE
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise error(f"{where} holds half of a surrogate pair, which is no character.") from None
+            raise error(f"{where} holds half of a surrogate pair, which is not a character.") from None
     return value
 
 
@@ -94,7 +94,7 @@ def _finite(number: str) -> float:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

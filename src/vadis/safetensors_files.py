@@ -59,7 +59,7 @@ def read_header(path: str | Path) -> dict[str, Entry]:
         raise FileError(f"can't read {path}: {error.strerror or error}.") from error
     page = parse_json(text, f"the header of {path}")
     if not isinstance(page, dict):
-        raise _damaged(path, "its header is no JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     page.pop("__metadata__", None)
     found: dict[str, Entry] = {}
     places: list[tuple[int, int, str]] = []

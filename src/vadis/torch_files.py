@@ -203,7 +203,7 @@ class _Unpickler(pickle._Unpickler):  # in Python, since the one in C allocates 
 
 def _encoded(text: Any, _: Any = "latin1") -> bytes:
     if not isinstance(text, str):
-        raise pickle.UnpicklingError("bytes of something that is no text")
+        raise pickle.UnpicklingError("bytes of something that is not text")
     return text.encode("latin1")
 
 

@@ -54,7 +54,7 @@ class Tokenize:
         TokenFile(tokens, self.model, fingerprint(tokenizer), rep, fps, frames).save(path)
         print(path)
         say(
-            f"{frames} frames → {len(tokens)} steps × {tokenizer.tokens_per_step}, {tokenizer.frames_per_token} frames a step"
+            f"{frames} frames → {len(tokens)} steps × {tokenizer.tokens_per_step}, {tokenizer.frames_per_token} frames per step"
         )
 
 

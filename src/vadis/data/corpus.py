@@ -85,7 +85,7 @@ class CorpusWriter:
     Args:
         path: folder of the corpus; an older corpus there is replaced.
         representation: name of the features.
-        fps: frames a second of the features.
+        fps: frames per second of the features.
         about: free facts for `corpus.json` (recipe, command, data sets).
         resume: keep and continue partial work.
         inputs: what the clips are made of beyond `about` (e.g. `vadis.files.stamp`); partial work from others is dropped.

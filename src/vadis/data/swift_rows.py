@@ -151,7 +151,7 @@ def _row(page: Any, fps: float | None, image_root: str | Path | None, vocab_size
         text, seconds = text[: said.start()], float(said[1])
     answer = messages[1].get("content")
     if not isinstance(answer, str):
-        raise VadisError("the assistant's content is no text")
+        raise VadisError("the assistant's content is not text")
     encoded = _motion(answer, vocab_sizes)
     if not encoded.T and seconds and fps:
         encoded = Encoded(encoded.base_ids, encoded.phys_ids, round(seconds * fps))
@@ -197,7 +197,7 @@ def in_folder(image: str, folder: str | Path) -> str:
 
 
 def write_names(path: str | Path, lengths: bool = False) -> None:
-    """Write `motion_tokens.txt`: one name a line, no newline at the end; with `lengths` our length tokens too."""
+    """Write `motion_tokens.txt`: one name per line, no newline at the end; with `lengths` our length tokens too."""
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(token_names(lengths)), encoding="utf-8", newline="\n")
 
@@ -205,7 +205,7 @@ def write_names(path: str | Path, lengths: bool = False) -> None:
 def read_names(path: str | Path) -> list[str]:
     """The names of such a list, in its order.
 
-    Raises FileError with the number of the line for a name that is no motion token or comes twice, and for a list without
+    Raises FileError with the number of the line for a name that is not a motion token or comes twice, and for a list without
     the three markers.
     """
     path, names, known = Path(path), [], set(token_names(lengths=True))
@@ -216,11 +216,11 @@ def read_names(path: str | Path) -> list[str]:
             name = repr(line[:40])
         if name not in known:
             again = " (it comes a second time)" if name in names else ""
-            raise FileError(f"{path.name}, line {number}: {name[:60]!r} is no motion token{again}. Write it anew.")
+            raise FileError(f"{path.name}, line {number}: {name[:60]!r} is not a motion token{again}. Write it again.")
         known.remove(name)
         names.append(name)
     if lacking := known & {"<mot_bos>", "<mot_sep>", "<mot_eos>"}:
-        raise FileError(f"{path.name} lacks {min(lacking)}: it is no list of motion tokens. Write it anew.")
+        raise FileError(f"{path.name} lacks {min(lacking)}: it is not a list of motion tokens. Write it again.")
     return names
 
 

@@ -352,7 +352,7 @@ def source_names(path: str | Path) -> frozenset[str]:
     Raises FileError for a file that is missing, no text, or without names.
     """
     if not os.path.isfile(path):
-        raise FileError(f"can't read the list of sources {path}: there is no such file. Write one name a line.")
+        raise FileError(f"can't read the list of sources {path}: there is no such file. Write one name per line.")
     names = set()
     for number, line in read_lines(path):
         try:
@@ -362,5 +362,5 @@ def source_names(path: str | Path) -> frozenset[str]:
         if not name.startswith("#"):
             names.add(name)
     if not names:
-        raise FileError(f"the list of sources {path} names none. Write one name a line.")
+        raise FileError(f"the list of sources {path} names none. Write one name per line.")
     return frozenset(names)

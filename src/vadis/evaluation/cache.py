@@ -50,7 +50,7 @@ class Work:
             if differing and not overwrite:
                 raise VadisError(
                     f"{folder} holds work of another evaluation ({', '.join(differing)} differ). Choose another folder, or "
-                    "pass overwrite (--overwrite) to start anew there."
+                    "pass overwrite (--overwrite) to start over there."
                 )
             if differing or overwrite:
                 shutil.rmtree(self.folder)
@@ -112,7 +112,7 @@ def _kept(array: np.ndarray, ndim: int | None, where: object) -> np.ndarray:
     """An array that an earlier run kept; raises FileError when it was damaged since."""
     if (ndim is not None and array.ndim != ndim) or (array.dtype.kind == "f" and not np.isfinite(array).all()):
         raise FileError(
-            f"{where} is damaged: it holds {array.dtype} {array.shape} or values that aren't finite. Pass overwrite (--overwrite) to make it anew."
+            f"{where} is damaged: it holds {array.dtype} {array.shape} or values that aren't finite. Pass overwrite (--overwrite) to make it again."
         )
     return array
 

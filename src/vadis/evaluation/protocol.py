@@ -92,7 +92,7 @@ def load_protocol(source: str | Path | Protocol, **changes: Any) -> Protocol:
             )
         fields, where = {"name": path.stem} | read_yaml(path), f"{path}, "
         if wrong := [key for key in fields if not isinstance(key, str)]:
-            raise FileError(f"{path}: {wrong[0]!r:.40} is no field of a protocol.")
+            raise FileError(f"{path}: {wrong[0]!r:.40} is not a field of a protocol.")
     where += f"protocol {fields['name']!s:.60}"
     if flag := next((key for key, value in (fields | changes).items() if isinstance(value, bool)), None):
         raise ModelError(f"{where}: {flag}: expected another value than true or false.")

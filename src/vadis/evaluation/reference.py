@@ -314,7 +314,7 @@ def _seconds(text: str, where: str) -> float:
     try:
         value = float(text or 0)
     except ValueError:
-        raise FileError(f"{where}: {text!r:.40} is no time; expected `caption#tokens#start#end`.") from None
+        raise FileError(f"{where}: {text!r:.40} is not a time; expected `caption#tokens#start#end`.") from None
     return 0.0 if math.isnan(value) else value
 
 

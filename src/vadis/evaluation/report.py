@@ -172,12 +172,12 @@ class Report:
         path = path / "report.json" if path.is_dir() and not (path / "report.json").is_dir() else path
         page = read_json(path)
         if (page.pop("format", None), page.pop("version", None)) != ("vadis-report", 1):
-            raise FileError(f"{path} is no vadis report of version 1. Evaluate again with -o FOLDER.")
-        report = checked(cls, page, f"{path} is no vadis report that can be read")
+            raise FileError(f"{path} is not a vadis report of version 1. Evaluate again with -o FOLDER.")
+        report = checked(cls, page, f"{path} is not a readable vadis report")
         if wrong := next((k for k in ("name", "title") if not isinstance(report.protocol.get(k), str)), None):
-            raise FileError(f"{path} is no vadis report that can be read: protocol.{wrong} must be a text.")
+            raise FileError(f"{path} is not a readable vadis report: protocol.{wrong} must be a text.")
         if unknown := next((k for k in report.result if k not in METRICS), None):
-            raise FileError(f"{path} is no vadis report that can be read: there is no metric {unknown!r:.60}.")
+            raise FileError(f"{path} is not a readable vadis report: there is no metric {unknown!r:.60}.")
         return report
 
 

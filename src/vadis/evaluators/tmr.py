@@ -2,7 +2,7 @@
 
 A transformer reads the motion, another reads token features of a frozen language model; each gives a normal distribution
 and its mean is the embedding. The published model reads DistilBERT, whose weights are in its checkpoint, and its
-embeddings are not normalised. The small one that comes with vadis reads MiniLM, takes several frames a step and gives
+embeddings are not normalised. The small one that comes with vadis reads MiniLM, takes several frames per step and gives
 unit vectors.
 
 Shapes: B clips, T frames, D features, S steps, L text tokens, H width, E values of an embedding.

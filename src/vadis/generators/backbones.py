@@ -75,7 +75,7 @@ def load_backbone(
         try:
             model, tokenizer = load_folder(folder, precision)
         except VadisError as error:
-            raise ModelError(f"{error} Or delete {folder}: it is unpacked anew.") from error
+            raise ModelError(f"{error} Or delete {folder}: it will be unpacked again.") from error
     else:
         model, tokenizer = load_folder(find_language_folder(name), precision)
     return model.to(device=pick_device(device), dtype=precision).eval(), tokenizer
@@ -97,7 +97,7 @@ def find_language_folder(name: str | Path | HubName) -> Path:
 
     if not isinstance(name, HubName) and not Path(name).exists() and "/" not in str(name):
         raise ModelError(
-            f"no backbone {str(name)!r}: it is no folder, no Hub id (owner/name) and none of {', '.join(backbone_names())}."
+            f"no backbone {str(name)!r}: not a folder, a Hub id (owner/name) or one of {', '.join(backbone_names())}."
         )
     return find_folder(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
 
@@ -114,7 +114,7 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None, adapter: bool = 
     from vadis.foreign import model_of, open_foreign, open_model
 
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json: it is no model of transformers.")
+        raise ModelError(f"{folder} has no config.json, so it is not a transformers model.")
     with quiet_transformers():
         config = open_foreign(transformers.AutoConfig, folder)
         kind = _model_class(config)

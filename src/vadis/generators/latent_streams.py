@@ -114,7 +114,7 @@ class LatentStreams:
         if latents.ndim != 2 or latents.shape[-1] != self.config.latent_dim:
             raise ShapeError(f"history must be (S, {self.config.latent_dim}); this is {tuple(latents.shape)}.")
         if not bool(torch.isfinite(latents).all()):
-            raise VadisError("the history holds values that are not finite: encode the motion anew.")
+            raise VadisError("the history holds values that are not finite: encode the motion again.")
         self.texts[row] = self._text(text)
         self.history[row] = latents.to(self.state.device, torch.float32)
         self._forget(row)

@@ -366,7 +366,7 @@ class MotionGrammar:
 
     def _complain(self, row: int, slots: Tensor) -> None:
         slot, phase = int(slots[row]), int(self._phase[row])
-        came = f"the id {int(self.slot_ids[slot])}" if slot >= 0 else "an id that is no motion id"
+        came = f"the id {int(self.slot_ids[slot])}" if slot >= 0 else "an id that is not a motion id"
         where = ("before the motion", "where its length is said", "in the motion", "in the Phys stream")[phase]
         raise VadisError(
             f"row {row}: {came} can't stand {where}, after {int(self._position[row])} symbols: the row is ill-formed."

@@ -193,7 +193,7 @@ class MotionVocabulary:
         """Frames that a length token says, the inverse of `length_id`."""
         found = [] if self.length_ids is None else (self.length_ids == length_id).nonzero()[:, 0].tolist()
         if not found:
-            raise VadisError(f"id {length_id} is no length token.")
+            raise VadisError(f"id {length_id} is not a length token.")
         return LENGTH_STEP * (found[0] + 1)
 
     # ---- which ids are what
@@ -326,7 +326,7 @@ def read_page(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / FILE
     if not path.is_file():
         raise ModelError(
-            f"{folder} has no {FILE}: it is no language model with a motion vocabulary of vadis. Make one with `extend` or "
+            f"{folder} has no {FILE}, so it is not a language model with a vadis motion vocabulary. Make one with `extend` or "
             "`remap`."
         )
     page = read_json(path)

@@ -74,7 +74,7 @@ class MotionLayout:
             raise ModelError(f"{type(tokenizer).__name__} has one stream of tokens: use kind 'flat' or 'delayed'.")
         groups, config = int(tokenizer.tokens_per_step), tokenizer.config
         if groups == 1 and order == "part":
-            raise ModelError(f"{type(tokenizer).__name__} has one token a step: there are no parts to go by.")
+            raise ModelError(f"{type(tokenizer).__name__} has one token per step, so it has no parts.")
         if shared is None:
             shared = groups > 1 and (config.type == "lfq2d" or getattr(config, "shared_codebook", False))
         fields = {"kind": kind or "flat", "groups": groups, "codes": int(tokenizer.vocab_size), "order": order,
@@ -131,7 +131,7 @@ class MotionLayout:
         if rest or steps < 1:
             least = self.length(1)
             raise VadisError(
-                f"{length} motion symbols are no whole number of steps: {self.groups} make a step, at least {least} a motion."
+                f"{length} motion symbols are not a whole number of steps: {self.groups} make a step, at least {least} a motion."
             )
         return steps
 

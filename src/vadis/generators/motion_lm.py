@@ -90,7 +90,7 @@ class MotionLM(MotionWriter):
                 "tokenizer that has a column of tokens a part (lfq2d)."
             )
         if not names:
-            raise VadisError(f"the {layout.groups} tokens a step of {kind} are no parts of the body: use lfq2d, and give "
+            raise VadisError(f"the {layout.groups} tokens per step of {kind} are not parts of the body: use lfq2d, and give "
                              "motion_tokenizer.")  # fmt: skip
         tokens = self._given(tokens, "edit_parts")
         columns = {self.motion_tokenizer.part_index(p) if isinstance(p, str) else int(p) for p in parts}  # type: ignore[union-attr]

@@ -43,7 +43,7 @@ class GoToZero(nn.Module):
 def from_folder(folder: Path, **options: Any) -> GoToZero:
     """Read a Motius folder strictly; `options`: `mean`, `std` instead of the folder's. Raises ModelError for another layout."""
     if not (folder / "mm_config.json").is_file():
-        raise ModelError(f"{folder} has no mm_config.json, so it is no Motius Go-to-Zero folder.")
+        raise ModelError(f"{folder} has no mm_config.json, so it is not a Motius Go-to-Zero folder.")
     page = read_json(folder / "mm_config.json")
     if page.get("model_type") != "motionmillion":
         raise ModelError(f"{folder} holds a {page.get('model_type')!r}; this importer reads 'motionmillion'.")

@@ -61,7 +61,7 @@ def _readable(path: Path, max_pixels: int) -> Iterator[Any]:
     except (OSError, ValueError) as error:
         raise FileError(f"there is no image at {path}: check the path.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise FileError(f"{path} is no file: name one image.")
+        raise FileError(f"{path} is not a file: name one image.")
     if status.st_size == 0:
         raise FileError(f"{path} is empty: its download or export was not finished.")
     if status.st_size > MAX_BYTES:
@@ -78,7 +78,7 @@ def _readable(path: Path, max_pixels: int) -> Iterator[Any]:
     except PILImage.DecompressionBombError as error:
         raise FileError(f"{path} is larger than {max_pixels / 1e6:g} megapixels: scale it down.") from error
     except UnidentifiedImageError as error:
-        raise FileError(f"{path} is no image that can be read ({', '.join(FORMATS)}): convert it to PNG.") from error
+        raise FileError(f"{path} is not a readable image ({', '.join(FORMATS)}): convert it to PNG.") from error
     except VadisError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError, KeyError, IndexError) as error:

@@ -100,7 +100,7 @@ def standing_axis(positions: Tensor) -> str | None:
 
 
 def _poses(file: Npz) -> tuple[Tensor, int]:
-    """Local rotations `(T, 22, 3, 3)` float64 and the number of pose values a frame."""
+    """Local rotations `(T, 22, 3, 3)` float64 and the number of pose values per frame."""
     whole = file.numbers(*_POSES)
     if whole is None:
         root, body = file.numbers(*_ROOT), file.numbers(*_PARTS)
@@ -140,7 +140,7 @@ def save_amass(motion: Motion, path: str | Path, *, up: str = "z", width: int = 
         motion: on smpl22; retarget others first.
         path: the file.
         up: "z" as in AMASS, or "y".
-        width: 66 values a frame, or 156 (SMPL-H) or 165 (SMPL-X) with resting hands.
+        width: 66 values per frame, or 156 (SMPL-H) or 165 (SMPL-X) with resting hands.
 
     `trans` is what an SMPL-H (width 165: SMPL-X) body of average shape needs to put its pelvis where ours is.
     Raises SkeletonError for another skeleton, FileError for unknown options or a path that can't be written.
@@ -150,7 +150,7 @@ def save_amass(motion: Motion, path: str | Path, *, up: str = "z", width: int = 
             f"SMPL files hold the 22 joints of smpl22, not {motion.skeleton}: vadis.retarget(motion) first."
         )
     if up not in ("y", "z") or width not in (BODY, 156, 165):
-        raise FileError(f"up={up!r}, width={width}: use 'y' or 'z', and 66, 156 or 165 values a frame.")
+        raise FileError(f"up={up!r}, width={width}: use 'y' or 'z', and 66, 156 or 165 values per frame.")
     root, rotations = motion.root.double(), motion.rotations.double()
     if up == "z":
         root = root @ Z_UP.double()

@@ -1,4 +1,4 @@
-"""DeepMimic clips (Peng et al., 2018): JSON with 44 numbers a frame for a humanoid of 15 joints that faces +X at rest.
+"""DeepMimic clips (Peng et al., 2018): JSON with 44 numbers per frame for a humanoid of 15 joints that faces +X at rest.
 
 A frame is its duration, the root's position and rotation, then local rotations: quaternions w, x, y, z for ball joints,
 one angle in radians about z for knees and elbows; wrists don't turn. Y up, metres. The order is chest, neck, right hip,
@@ -18,7 +18,7 @@ from vadis.motion import Motion
 from vadis.records import parse_json, read_bytes
 from vadis.skeleton import Skeleton, chain_offsets
 
-_JOINTS: tuple[tuple[str, int, tuple[float, float, float], int], ...] = (  # name, parent, offset (m), values a frame
+_JOINTS: tuple[tuple[str, int, tuple[float, float, float], int], ...] = (  # name, parent, offset (m), values per frame
     ("root", -1, (0.0, 0.0, 0.0), 4),
     ("chest", 0, (0.0, 0.236151, 0.0), 4),
     ("neck", 1, (0.0, 0.223894, 0.0), 4),
@@ -70,7 +70,7 @@ def load_deepmimic(
     for number, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != WIDTH:
             found = f"{len(row)} numbers" if isinstance(row, list) else type(row).__name__
-            raise FileError(f"{path.name}: frame {number} has {found}; the humanoid needs {WIDTH} numbers a frame.")
+            raise FileError(f"{path.name}: frame {number} has {found}; the humanoid needs {WIDTH} numbers per frame.")
         if not all(type(value) in (int, float) and abs(value) < 1e9 for value in row):  # False for NaN and infinity
             raise FileError(f"{path.name}: frame {number} holds something that isn't a finite number.")
     values = torch.tensor(np.array(rows, dtype=np.float64))

@@ -93,7 +93,7 @@ def load_glb(path: str | Path, animation: int | str = 0, fps: float | None = Non
     union = np.unique(np.round(np.concatenate([keys for keys, _, _ in samples.values()]), 6))
     rate = fps or notes.fps or _rate(union)
     if not 0.1 <= rate <= 10_000:
-        raise FileError(f"{path.name}: its keys are {1 / rate:g} s apart, which is no frame rate: pass fps=.")
+        raise FileError(f"{path.name}: its keys are {1 / rate:g} s apart, which is not a frame rate: pass fps=.")
     joints, parents, chain = _bones(file, samples)
     count = int(np.floor((union[-1] - union[0]) * rate + 0.01)) + 1
     if count * len(joints) > MAX_SAMPLES + 16 * sum(len(keys) for keys, _, _ in samples.values()):

@@ -148,7 +148,7 @@ def _read(
         kind = guess(array)[0].name
     if not isinstance(kind, str):
         raise FileError(
-            f"{path.name} has the shape {array.shape}, which is no known kind of motion: known are (T, 22, 3) joints, "
+            f"{path.name} has the shape {array.shape}, which is not a known kind of motion: known are (T, 22, 3) joints, "
             f"SMPL tables (T, 66, 85 or 322) and features (T, {', '.join(map(str, sorted(FEATURES)))})."
         )
     stored = fps if fps is not None else notes.get("fps")

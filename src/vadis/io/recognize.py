@@ -250,7 +250,7 @@ def _npy(path: Path) -> FileReport:
         return report
     kind = notes.get("representation") or guess_array(values)
     if kind is None or values.ndim < 2:
-        report.warnings.append("this shape is no known kind of motion.")
+        report.warnings.append("this shape is not a known kind of motion.")
         return report
     candidates = guess(values) if values.ndim == 2 else []
     if candidates:

@@ -56,7 +56,7 @@ class TokenFile:
         path = Path(path)
         with Npz(path) as stored:
             if not {"tokens", "about"} <= set(stored.keys()):
-                raise FileError(f"{path.name} is no token file: make one with `vadis tokenize`.")
+                raise FileError(f"{path.name} is not a token file: make one with `vadis tokenize`.")
             tokens, about = stored["tokens"], stored["about"]
         where = f"{path.name}, array 'about'"
         if about.dtype != np.uint8 or about.ndim != 1 or about.size > MAX_PAGE_BYTES:

@@ -88,7 +88,7 @@ class HTTPJudge(PromptedJudge):
     def __init__(self, url: str, model: str, *, api_key: str | None = None, parse: Parse = "strict", tries: int = 3,
                  most_frames: int = 32, timeout: float = 120.0) -> None:  # fmt: skip
         if not url.startswith(("http://", "https://")):
-            raise VadisError(f"{url!r} is no address of an endpoint: it must start with http:// or https://.")
+            raise VadisError(f"{url!r} is not the address of an endpoint: it must start with http:// or https://.")
         self.url, self.model, self.api_key = url.rstrip("/") + "/chat/completions", model, api_key
         self.name, self.parse, self.tries = model, parse, max(1, tries)
         self.most_frames, self.timeout = most_frames, timeout

@@ -6,10 +6,10 @@ A binary message holds the frames of one latent, little-endian, without padding:
     4   uint16    bytes of the header, 32: frames begin there
     6   uint16    J, joints
     8   uint16    n, frames in this message
-    10  uint16    numbers a frame, 3 + 4 J
+    10  uint16    numbers per frame, 3 + 4 J
     12  uint32    which text these frames are made for: 1 for the first one sent, 2 for the second, …
     16  uint64    number of the first frame since the stream began
-    24  float32   frames a second
+    24  float32   frames per second
     28  float32   milliseconds that the model took for this latent
     32  float32 × n × (3 + 4 J)
 

@@ -300,7 +300,7 @@ class Tokenizer(MotionTokenizer, Component):
 
         if abs(motion.fps - self.fps) > 1e-3:
             raise VadisError(
-                f"the motion has {motion.fps:g} frames a second, this tokenizer needs {self.fps:g}: use "
+                f"the motion has {motion.fps:g} frames per second, this tokenizer needs {self.fps:g}: use "
                 f"motion.resample({self.fps:g})."
             )
         return representation(self.representation).encode(motion)
@@ -313,8 +313,8 @@ class Tokenizer(MotionTokenizer, Component):
             )
         if fps is not None and abs(fps - self.fps) > 1e-3:
             raise VadisError(
-                f"the features have {fps:g} frames a second, this tokenizer needs {self.fps:g}: resample the motion "
-                f"before encoding it (`vadis convert --fps {self.fps:g}`)."
+                f"the features have {fps:g} frames per second, this tokenizer needs {self.fps:g}: resample the motion "
+                f"before encoding it (`vadis convert --resample {self.fps:g}`)."
             )
 
     def _check_values(self, batch: Tensor, frames: list[int]) -> None:
@@ -358,7 +358,7 @@ class Tokenizer(MotionTokenizer, Component):
         hint = f"give {name} features."
         if width in KNOWN_DIMS and KNOWN_DIMS[width] != name:
             hint = f"{width} values look like {KNOWN_DIMS[width]}: convert with `vadis convert --to {name}`."
-        raise ShapeError(f"{name} features have {expected} values a frame; this array has {width}. {hint}")
+        raise ShapeError(f"{name} features have {expected} values per frame; this array has {width}. {hint}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep(tensor: Tensor) -> Tensor:

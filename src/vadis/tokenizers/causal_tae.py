@@ -305,7 +305,7 @@ class CausalTAE(Tokenizer):
         for row, count in enumerate(steps):
             batch[row, count:] = 0
             if not bool(torch.isfinite(batch[row]).all()):
-                raise VadisError(f"the latents of clip {row} hold values that are not finite: make them anew.")
+                raise VadisError(f"the latents of clip {row} hold values that are not finite: make them again.")
         return batch
 
 

@@ -30,7 +30,7 @@ from vadis.tokenizers.layers import (
 
 @dataclass(frozen=True, config=CONFIG)
 class ConvConfig:
-    """The network of T2M-GPT on HumanML3D-263: 4 frames a step, width 512."""
+    """The network of T2M-GPT on HumanML3D-263: 4 frames per step, width 512."""
 
     representation: Name = "hml263"
     fps: FrameRate = 20.0

@@ -174,7 +174,7 @@ class DSFTTokenizer(DSFTTransform, MotionTokenizer):
             )
         if fps is not None and abs(fps - self.fps) > 1e-3:
             raise VadisError(
-                f"the features have {fps:g} frames a second, this tokenizer needs {self.fps:g}: resample them."
+                f"the features have {fps:g} frames per second, this tokenizer needs {self.fps:g}: resample them."
             )
         if isinstance(features, Motion) or (not isinstance(features, Sequence) and features.ndim == 2):
             return self.encode_batch([features])[0]

@@ -43,7 +43,7 @@ class SplitSpec:
         if sum(stop - start for start, stop in pairs) > MAX_COLUMNS:
             raise VadisError(f"split {self.name!r} has more than {MAX_COLUMNS} columns.")
         if bad or not self.base_slices:
-            raise VadisError(f"split {self.name!r}: {f'{bad[0]} is no (start, stop)' if bad else 'base is empty'}.")
+            raise VadisError(f"split {self.name!r}: {f'{bad[0]} is not (start, stop)' if bad else 'base is empty'}.")
         order = np.concatenate([self.base, self.phys])
         if not np.array_equal(np.sort(order), np.arange(len(order))):
             raise VadisError(f"split {self.name!r} must hold every column from 0 to its last one exactly once.")

@@ -27,7 +27,7 @@ from vadis.tokenizers.perceptual import Perceptual
 
 @dataclass(frozen=True, config=CONFIG)
 class LFQ2DTokenizerConfig:
-    """The sizes of the paper on HumanML3D-263: 4 frames a step, six parts, 2^14 codes, 108 M parameters."""
+    """The sizes of the paper on HumanML3D-263: 4 frames per step, six parts, 2^14 codes, 108 M parameters."""
 
     type: Literal["lfq2d"] = "lfq2d"
     representation: Name = "hml263"

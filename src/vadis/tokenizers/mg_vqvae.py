@@ -2,7 +2,7 @@
 
 After the model card of khania/motion-vqvae (CC BY-NC 4.0); its code is not public, so what the card leaves open (dilations,
 activation, contiguous groups, the rule of the running means) follows the code family, T2M-GPT. 64 tokens of 9 bits a step of
-4 frames: 4.3 kbit/s at 30 frames a second, against 0.24 kbit/s of one FSQ token of 64,000 codes every 2 frames.
+4 frames: 4.3 kbit/s at 30 frames per second, against 0.24 kbit/s of one FSQ token of 64,000 codes every 2 frames.
 
 Tokens are `(B, S, G)` in the common interface. The published order is groups first, `(G, B, S)`; it is that of
 `MotionVQVAE`, which has the published names, and of the methods ending in `_batch`.
@@ -50,7 +50,7 @@ _LEFTOVER = re.compile(r"code_?(sum|count)|cluster_size|embed(ding)?_(avg|sum)|e
 
 @dataclass(frozen=True, config=CONFIG)
 class MGVQTokenizerConfig(ConvConfig):
-    """The defaults are the model of the card: 73 M parameters, 4 frames a step, 64 tokens of 512 codes a step.
+    """The defaults are the model of the card: 73 M parameters, 4 frames per step, 64 tokens of 512 codes a step.
 
     The card states no frame rate; 30 is that of MotionMillion, its training data.
     """

@@ -98,7 +98,7 @@ class ResidualVQ(nn.Module):
 
 @dataclass(frozen=True, config=CONFIG)
 class RVQTokenizerConfig(ConvConfig):
-    """The defaults are the released MoMask tokenizer: 4 frames a step, 6 levels of 512 codes."""
+    """The defaults are the released MoMask tokenizer: 4 frames per step, 6 levels of 512 codes."""
 
     type: Literal["rvq"] = "rvq"
     dropout: Dropout = 0.2

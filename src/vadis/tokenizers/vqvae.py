@@ -95,7 +95,8 @@ def source_fields(feature_dim: int, options: dict[str, Any]) -> dict[str, Any]:
     name = options.get("representation", KNOWN_DIMS.get(feature_dim))
     if name is None:
         warnings.warn(
-            f"{feature_dim} features a frame are no known representation: give representation= and fps=.", stacklevel=4
+            f"{feature_dim} features per frame are not a known representation: give representation= and fps=.",
+            stacklevel=4,
         )
         return {}
     return {"representation": name, "fps": representation(name).fps}

@@ -41,7 +41,7 @@ def read_state(checkpoint: Path) -> RunState:
     page = read_json(path)
     recipe = page.get("recipe")
     if not isinstance(recipe, dict):
-        raise FileError(f"{path} holds no recipe: delete the checkpoint to start anew, or restore it.")
+        raise FileError(f"{path} holds no recipe: delete the checkpoint to start over, or restore it.")
     fields = {name: page[name] for name in ("step", "seconds", "best") if name in page}
     return checked(RunState, fields | {k: recipe[k] for k in ("task", "model") if k in recipe}, path)
 
@@ -57,7 +57,7 @@ def load_average(average: EMA, path: Path) -> None:
     state = read_safetensors(path)
     with about(path):
         if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in average.shadow.items()}:
-            raise FileError("the average weights are not those of this model: delete the checkpoint to start anew.")
+            raise FileError("the average weights are not those of this model: delete the checkpoint to start over.")
         check_finite(state)
     average.load_state_dict(state)
 
@@ -71,7 +71,7 @@ def load_optimizer(optimizer: Any, path: Path) -> None:
     state: Any = page.get("state") if isinstance(page, dict) else None
     fits = isinstance(groups, list) and isinstance(state, dict) and all(isinstance(group, dict) for group in groups)
     if not fits or [g.get("params") for g in groups] != [g["params"] for g in own]:
-        raise FileError(f"{path} is not the optimizer's state of this model: delete the checkpoint to start anew.")
+        raise FileError(f"{path} is not the optimizer's state of this model: delete the checkpoint to start over.")
     for group, mine in zip(groups, own, strict=True):
         wrong = [name for name in mine if name in group and not _alike(group[name], mine[name])]
         if wrong or not set(mine) <= set(group):

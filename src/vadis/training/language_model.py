@@ -86,7 +86,7 @@ class LanguageModelConfig:
 
     def __post_init__(self) -> None:
         if self.start and self.tuning == "scratch":
-            raise ModelError("tuning: scratch begins anew: leave start out.")
+            raise ModelError("tuning: scratch starts from random weights: leave start out.")
 
 
 class LanguageModel(nn.Module):
