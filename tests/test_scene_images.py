@@ -123,7 +123,7 @@ def test_bad_files(tmp_path: Path) -> None:
     pages: dict[str, tuple[bytes | None, str]] = {
         "missing.png": (None, "no image at"),
         "empty.png": (b"", "empty"),
-        "words.png": (b"walk to the red box", "no image that can be read"),
+        "words.png": (b"walk to the red box", "not a readable image"),
         "cut.jpg": (whole.read_bytes()[:3000], "damaged"),
         "zero.png": (png_header(0, 10), "."),
         "strip.png": (png_header(9000, 3), "strip"),
