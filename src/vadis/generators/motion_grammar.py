@@ -193,7 +193,7 @@ class MotionGrammar:
         self._needs: Tensor | None = None
         if tokenizer is None:
             return
-        if not (isinstance(tokenizer, MotionTokenizer) and tokenizer.two_streams):
+        if not (issubclass(type(tokenizer), MotionTokenizer) and tokenizer.two_streams):
             raise VadisError(f"a vocabulary of two streams needs a DSFT tokenizer, not a {type(tokenizer).__name__}.")
         sizes = torch.tensor(tokenizer.vocab_sizes)
         if bool((sizes > codes).any()):
