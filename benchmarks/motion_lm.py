@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vadis.generators.backbones import load_backbone
-from vadis.generators.cached_rows import CausalModel
-from vadis.generators.motion_grammar import MotionGrammar, MotionLogitsProcessor
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_lm import MotionLM
-from vadis.generators.motion_vocabulary import extend
+from vadis.language.add_motion import extend
+from vadis.language.backbones import load_backbone
+from vadis.language.causal_lm import CausalModel
+from vadis.language.grammar import MotionGrammar, MotionLogitsProcessor
+from vadis.language.layout import MotionLayout
+from vadis.language.motion_lm import MotionLM
 from vadis.tokenizers.vqvae import VQTokenizer, VQTokenizerConfig
 
 SENTENCE = "a person walks forward, turns around and waves with the right hand"

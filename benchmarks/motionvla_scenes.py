@@ -26,8 +26,8 @@ import vadis
 from vadis.data.corpus import Corpus
 from vadis.data.scenes import walks_to
 from vadis.data.scenes.pieces import Library
-from vadis.generators.motionvla import MotionVLA
-from vadis.generators.scene_prompts import Pixels, Prompt, ScenePacker, VisionFacts
+from vadis.language.vla.model import MotionVLA
+from vadis.language.vla.prompts import Pixels, Prompt, ScenePacker, VisionFacts
 from vadis.pipelines.motionvla import MotionVLAPipeline, SceneGenerationConfig
 from vadis.representations import representation
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vadis.generators.backbones import load_backbone
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_vocabulary import MotionTokenizerFacts, MotionVocabulary, extend
+from vadis.language.add_motion import MotionTokenizerFacts, MotionVocabulary, extend
+from vadis.language.backbones import load_backbone
+from vadis.language.layout import MotionLayout
 from vadis.loading import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
 

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from vadis.errors import FileError, MissingExtra, ModelError
-from vadis.generators import backbones
-from vadis.generators.backbones import SMOLLM2, load_backbone, smollm2_folder, tiny_tokenizer
-from vadis.generators.gguf_llama import read_llama
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_vocabulary import (
+from vadis.language import backbones
+from vadis.language.add_motion import (
     MotionTokenizerFacts,
     MotionVocabulary,
     extend,
@@ -22,6 +19,9 @@ from vadis.generators.motion_vocabulary import (
     remap,
     save_delta,
 )
+from vadis.language.backbones import SMOLLM2, load_backbone, smollm2_folder, tiny_tokenizer
+from vadis.language.gguf_llama import read_llama
+from vadis.language.layout import MotionLayout
 
 pytest.importorskip("transformers")
 TINY = ["tiny-gpt2", "tiny-llama", "tiny-qwen3_5", "tiny-qwen3_5-vision"]

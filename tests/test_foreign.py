@@ -241,9 +241,9 @@ root = Path(sys.argv[1])
 import vadis
 from vadis.errors import VadisError
 from vadis.foreign import open_adapter, open_foreign, open_model
-from vadis.generators.backbones import load_backbone
-from vadis.generators.motion_language_files import load_language_model
-from vadis.generators.motion_lm import MotionLM
+from vadis.language.backbones import load_backbone
+from vadis.language.checkpoints import load_language_model
+from vadis.language.motion_lm import MotionLM
 from vadis.generators.text import ENCODERS
 from vadis.metrics.judge_models import LocalVLM
 import transformers, torch
@@ -339,7 +339,7 @@ def test_no_folder_runs_code_whatever_stands_on_stdin(tmp_path: Path) -> None:
 def test_weights_are_never_pickles(tmp_path: Path) -> None:
     import torch
 
-    from vadis.generators.backbones import load_backbone
+    from vadis.language.backbones import load_backbone
 
     model, tokenizer = load_backbone("tiny-llama")
     model.save_pretrained(tmp_path)
@@ -352,7 +352,7 @@ def test_weights_are_never_pickles(tmp_path: Path) -> None:
 
 
 def test_a_config_asks_for_no_more_weights_than_there_are(tmp_path: Path) -> None:
-    from vadis.generators.backbones import load_backbone
+    from vadis.language.backbones import load_backbone
 
     model, tokenizer = load_backbone("tiny-llama")
     model.save_pretrained(tmp_path)

@@ -14,14 +14,20 @@ from hypothesis import strategies as st
 
 from vadis.cli import main
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.instruction_reader import (
+from vadis.data.static_poses import FRAMES, hold_pose, pose_facts, static_corpus
+from vadis.errors import FileError, ModelError, VadisError
+from vadis.language.add_motion import MotionVocabulary, extend, remap
+from vadis.language.backbones import load_backbone
+from vadis.language.instruction_sampler import (
     InstructionData,
     Instructions,
     TokenSource,
     in_between_steps,
     prediction_steps,
 )
-from vadis.data.instruction_templates import (
+from vadis.language.instructions import InstructionItem, MotionSpan, encode, encode_prompt, given_parts, instruction
+from vadis.language.layout import MotionLayout
+from vadis.language.templates import (
     CAPTION_FIELDS,
     MOTION_FIELDS,
     PART_QUESTIONS,
@@ -31,13 +37,7 @@ from vadis.data.instruction_templates import (
     pieces,
     usable,
 )
-from vadis.data.instructions import InstructionItem, MotionSpan, encode, encode_prompt, given_parts, instruction
-from vadis.data.static_poses import FRAMES, hold_pose, pose_facts, static_corpus
-from vadis.data.token_corpus import TokenCorpus, source_names, tokenize_corpus
-from vadis.errors import FileError, ModelError, VadisError
-from vadis.generators.backbones import load_backbone
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_vocabulary import MotionVocabulary, extend, remap
+from vadis.language.token_corpus import TokenCorpus, source_names, tokenize_corpus
 from vadis.loading import component_classes
 from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion

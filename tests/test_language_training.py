@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from vadis.data.corpus import Caption, CorpusWriter
-from vadis.data.instructions import MotionSpan, encode, instruction
-from vadis.data.packing import pack_rows, pad_rows
-from vadis.data.token_corpus import tokenize_corpus
 from vadis.errors import ModelError, VadisError
-from vadis.generators.backbones import load_backbone
-from vadis.generators.motion_ids import MotionTokenizerFacts
-from vadis.generators.motion_language_files import load_language_model
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_rows import tied
-from vadis.generators.motion_vocabulary import extend
+from vadis.language.add_motion import extend
+from vadis.language.backbones import load_backbone
+from vadis.language.checkpoints import load_language_model
+from vadis.language.init_embeddings import tied
+from vadis.language.instructions import MotionSpan, encode, instruction
+from vadis.language.layout import MotionLayout
+from vadis.language.packing import pack_rows, pad_rows
+from vadis.language.token_corpus import tokenize_corpus
+from vadis.language.vocabulary import MotionTokenizerFacts
 from vadis.loading import component_classes
 from vadis.tokenizers.dsft_sequence import Encoded
 from vadis.training import load_recipe, train

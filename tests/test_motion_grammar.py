@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vadis.errors import MissingExtra, ShapeError, VadisError
-from vadis.generators.motion_grammar import MotionGrammar, MotionLogitsProcessor
-from vadis.generators.motion_ids import MotionTokenizerFacts, MotionVocabulary
-from vadis.generators.motion_layout import MotionLayout
+from vadis.language.grammar import MotionGrammar, MotionLogitsProcessor
+from vadis.language.layout import MotionLayout
+from vadis.language.vocabulary import MotionTokenizerFacts, MotionVocabulary
 from vadis.tokenizers.dsft import DSFTTokenizer
 
 TEXT = 7
@@ -393,7 +393,7 @@ class TestTransformers:
 
 class TestVLLM:
     def test_the_processor_of_a_request(self):
-        from vadis.generators.motion_grammar_vllm import MotionRequestProcessor
+        from vadis.language.grammar_vllm import MotionRequestProcessor
 
         words = vocabulary(LAYOUTS[5])
         processor = MotionRequestProcessor(words, length=2, finish=[0])
@@ -411,7 +411,7 @@ class TestVLLM:
             assert len(words.tokens(output)) == 2
 
     def test_settings_of_a_request(self):
-        from vadis.generators.motion_grammar_vllm import motion_settings
+        from vadis.language.grammar_vllm import motion_settings
 
         assert motion_settings(None) is None and motion_settings({"other": 1}) is None
         assert motion_settings({"motion": {"length": 5}}) == {"length": 5}
@@ -422,7 +422,7 @@ class TestVLLM:
     def test_without_vllm(self):
         import importlib.util
 
-        from vadis.generators import motion_grammar_vllm
+        from vadis.language import grammar_vllm as motion_grammar_vllm
 
         if importlib.util.find_spec("vllm") is None:
             with pytest.raises(MissingExtra, match="needs vLLM"):

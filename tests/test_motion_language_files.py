@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vadis.errors import FileError, ModelError, VadisError
-from vadis.generators.backbones import load_backbone, tiny_tokenizer
-from vadis.generators.motion_language_files import load_language_model, save_delta, save_language_model
-from vadis.generators.motion_vocabulary import MotionVocabulary, remap
+from vadis.language.add_motion import MotionVocabulary, remap
+from vadis.language.backbones import load_backbone, tiny_tokenizer
+from vadis.language.checkpoints import load_language_model, save_delta, save_language_model
 
 pytest.importorskip("transformers")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from motion_vocabularies import FAMILIES, LAYOUTS, SMALL, motion_tokenizer, small_dsft, tokens_for
 
 from vadis.errors import ModelError, ShapeError, VadisError
-from vadis.generators.motion_layout import MotionLayout
+from vadis.language.layout import MotionLayout
 from vadis.loading import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
 from vadis.tokenizers.dsft_sequence import Encoded

@@ -8,9 +8,9 @@ import torch
 from conftest import procedural_walk
 
 from vadis.errors import ModelError, ShapeError, VadisError
-from vadis.generators.cached_rows import CachedRows, CausalModel
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_lm import MotionLM
+from vadis.language.causal_lm import CachedRows, CausalModel
+from vadis.language.layout import MotionLayout
+from vadis.language.motion_lm import MotionLM
 from vadis.loading import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
 
@@ -53,8 +53,8 @@ def make(
     backbone: str = "tiny-llama", family: str = "vq", mode: str = "extend", tokenizer: Any = None, **options: Any
 ) -> MotionLM:
     """A random model whose logits differ enough between ids to be telling."""
-    from vadis.generators.backbones import load_backbone
-    from vadis.generators.motion_vocabulary import extend, remap
+    from vadis.language.add_motion import extend, remap
+    from vadis.language.backbones import load_backbone
 
     tokenizer = tokenizer or motion_tokenizer(family)
     model, text = load_backbone(backbone)
@@ -388,7 +388,7 @@ class TestBelongingTogether:
             MotionLM(lm.model, lm.text_tokenizer, lm.vocabulary, other)
 
     def test_a_saved_model_says_the_same(self, tmp_path):
-        from vadis.generators.motion_language_files import save_language_model
+        from vadis.language.checkpoints import save_language_model
 
         lm = shared()
         save_language_model(tmp_path / "lm", lm.model, lm.text_tokenizer, lm.vocabulary)
@@ -420,7 +420,7 @@ class TestBelongingTogether:
 
     @pytest.mark.parametrize("bias", [True, False])
     def test_int8_layers(self, bias):
-        from vadis.generators.int8 import Int8Linear
+        from vadis.language.int8 import Int8Linear
 
         torch.manual_seed(0)
         layer = torch.nn.Linear(64, 32, bias=bias)
@@ -432,7 +432,7 @@ class TestBelongingTogether:
 
     def test_an_adapter_is_used_merged_or_not(self, tmp_path):
         peft = pytest.importorskip("peft")
-        from vadis.generators.motion_language_files import save_language_model
+        from vadis.language.checkpoints import save_language_model
 
         lm = make()
         torch.manual_seed(0)
@@ -448,8 +448,8 @@ class TestBelongingTogether:
 def test_smollm2_writes_and_reads_motion() -> None:
     pytest.importorskip("gguf")
     from vadis.errors import MissingExtra
-    from vadis.generators.backbones import load_backbone, smollm2_file
-    from vadis.generators.motion_vocabulary import extend
+    from vadis.language.add_motion import extend
+    from vadis.language.backbones import load_backbone, smollm2_file
 
     try:
         smollm2_file()

@@ -18,10 +18,10 @@ from motion_vocabularies import (
 )
 
 from vadis.errors import ModelError, VadisError
-from vadis.generators.backbones import load_backbone, tiny_tokenizer
-from vadis.generators.motion_language_files import load_language_model, save_language_model
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_vocabulary import MotionVocabulary, adopt, extend, rarest_ids, remap
+from vadis.language.add_motion import MotionVocabulary, adopt, extend, rarest_ids, remap
+from vadis.language.backbones import load_backbone, tiny_tokenizer
+from vadis.language.checkpoints import load_language_model, save_language_model
+from vadis.language.layout import MotionLayout
 from vadis.tokenizers.dsft import DSFTTokenizer
 from vadis.tokenizers.dsft_sequence import Encoded
 

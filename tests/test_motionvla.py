@@ -16,8 +16,8 @@ from vadis.representations.consistency import consistent, disagreement
 pytest.importorskip("transformers")
 pytest.importorskip("PIL")
 
-from vadis.generators.backbones import load_backbone
-from vadis.generators.motionvla import MotionVLA
+from vadis.language.backbones import load_backbone
+from vadis.language.vla.model import MotionVLA
 from vadis.pipelines.motionvla import MotionVLAPipeline, SceneGenerationConfig
 from vadis.tokenizers.dsft import DSFTTokenizer
 
@@ -198,7 +198,7 @@ def small_relative(family: str) -> tuple[Any, Any]:
     """A tiny random model of another family of Qwen."""
     import transformers
 
-    from vadis.generators.backbones import tiny_tokenizer
+    from vadis.language.backbones import tiny_tokenizer
 
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
     text = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vadis.data.instructions import EncodedItem
-from vadis.data.packing import IGNORED, block_mask, first_fit, length_groups, pack_rows, pad_rows
 from vadis.errors import VadisError
+from vadis.language.instructions import EncodedItem
+from vadis.language.packing import IGNORED, block_mask, first_fit, length_groups, pack_rows, pad_rows
 
 
 def item(length: int, prompt: int = 2, offset: int = 0) -> EncodedItem:

@@ -293,8 +293,8 @@ def test_names_of_earlier_versions() -> None:
 def test_a_folder_of_version_0_1_0(tmp_path) -> None:
     """MotionVLA's pipeline called its guidance scale otherwise, and wrote no field that all pipelines have today."""
     pytest.importorskip("transformers")
-    from vadis.generators.backbones import load_backbone
-    from vadis.generators.motionvla import MotionVLA
+    from vadis.language.backbones import load_backbone
+    from vadis.language.vla.model import MotionVLA
     from vadis.pipelines.motionvla import MotionVLAPipeline
     from vadis.tokenizers.dsft import DSFTTokenizer
 

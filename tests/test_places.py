@@ -81,8 +81,8 @@ def test_parts_of_a_bundle_are_inside_it(part: str, tmp_path: Path) -> None:
 
 def test_language_models_and_encoders_follow_no_link(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from vadis.generators.backbones import load_backbone
     from vadis.generators.text import MiniLMEncoder
+    from vadis.language.backbones import load_backbone
 
     model, tokenizer = load_backbone("tiny-llama")
     model.save_pretrained(tmp_path / "lm")
@@ -242,11 +242,11 @@ def test_an_encoder_inside_a_bundle_moves_with_it(tmp_path: Path) -> None:
 
 def test_a_delta_names_ours_what_is_inside_or_what_may_be_fetched(cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from vadis.generators.backbones import load_backbone
-    from vadis.generators.motion_ids import FILE, MotionTokenizerFacts
-    from vadis.generators.motion_language_files import load_language_model, save_delta
-    from vadis.generators.motion_layout import MotionLayout
-    from vadis.generators.motion_vocabulary import extend
+    from vadis.language.add_motion import extend
+    from vadis.language.backbones import load_backbone
+    from vadis.language.checkpoints import load_language_model, save_delta
+    from vadis.language.layout import MotionLayout
+    from vadis.language.vocabulary import FILE, MotionTokenizerFacts
 
     def save(folder: Path, base: str) -> dict[str, Any]:
         model, text_tokenizer = load_backbone(base)
@@ -327,7 +327,7 @@ def test_a_folder_here_never_takes_the_place_of_a_bundled_model(
 
 def test_nor_of_a_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
-    from vadis.generators.backbones import load_backbone
+    from vadis.language.backbones import load_backbone
 
     model, tokenizer = load_backbone("tiny-llama-32x1")
     model.save_pretrained(tmp_path / "tiny-gpt2")

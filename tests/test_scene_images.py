@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vadis.errors import FileError, ModelError, VadisError
-from vadis.generators.scene_images import load_image
-from vadis.generators.scene_prompts import Prompt, ScenePacker, VisionFacts, collate
+from vadis.language.vla.images import load_image
+from vadis.language.vla.prompts import Prompt, ScenePacker, VisionFacts, collate
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("transformers")

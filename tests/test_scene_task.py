@@ -9,8 +9,8 @@ import torch
 from conftest import procedural_walk
 
 from vadis.data.corpus import Caption, CorpusWriter
-from vadis.data.swift_rows import SwiftRow, write_rows
 from vadis.errors import FileError, ModelError, VadisError
+from vadis.language.ms_swift import SwiftRow, write_rows
 from vadis.representations import representation
 from vadis.tokenizers.dsft import DSFTTokenizer
 
@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 Image = pytest.importorskip("PIL.Image")
 
-from vadis.generators.motionvla import MotionVLA  # noqa: E402
+from vadis.language.vla.model import MotionVLA  # noqa: E402
 from vadis.training import train  # noqa: E402
 from vadis.training.scene_task import SceneTask  # noqa: E402
 from vadis.training.tasks import load_phases  # noqa: E402
@@ -70,7 +70,7 @@ def test_both_phases(work: Path) -> None:
     """New rows first, the rest bit-identical; then low-rank additions from there. The result loads and makes motions."""
     import json
 
-    from vadis.generators.backbones import load_backbone
+    from vadis.language.backbones import load_backbone
 
     before, _ = load_backbone("tiny-qwen3_5-vision")
     own = {

@@ -15,7 +15,7 @@ from torch import nn
 
 import vadis
 from vadis.errors import VadisError
-from vadis.generators.motion_language_files import load_language_model
+from vadis.language.checkpoints import load_language_model
 from vadis.training import train
 from vadis.training.sharding import blocks
 

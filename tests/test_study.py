@@ -9,11 +9,11 @@ from conftest import procedural_walk
 
 from vadis.cli import main
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.instruction_reader import InstructionData, Instructions, TokenSource
 from vadis.data.share import nested_share
 from vadis.data.tokenize import EncodedCorpus, encode_corpus
 from vadis.errors import FileError, VadisError
 from vadis.generators.text import MiniLMEncoder
+from vadis.language.instruction_sampler import InstructionData, Instructions, TokenSource
 from vadis.representations import representation
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from vadis.training import study as studies

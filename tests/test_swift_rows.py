@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.swift_rows import (
+from vadis.errors import FileError, VadisError
+from vadis.language.ms_swift import (
     SwiftRow,
     export_corpus,
     export_list,
@@ -21,8 +22,7 @@ from vadis.data.swift_rows import (
     write_names,
     write_rows,
 )  # fmt: skip
-from vadis.data.token_corpus import TokenCorpus, tokenize_corpus
-from vadis.errors import FileError, VadisError
+from vadis.language.token_corpus import TokenCorpus, tokenize_corpus
 from vadis.tokenizers.dsft import DSFTTokenizer
 from vadis.tokenizers.dsft_sequence import Encoded, token_names
 

@@ -15,16 +15,16 @@ from fuzzing.values import expect
 from vadis.data.babel_stream import PairText, format_pair, read_babel_stream
 from vadis.data.build import read_captions, read_manifest
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.instruction_reader import InstructionData, Instructions, TokenSource
 from vadis.data.latents import LatentCorpus, extract_latents
-from vadis.data.swift_rows import SwiftRow, import_rows, read_names, read_rows, write_names, write_rows
-from vadis.data.token_corpus import TokenCorpus, source_names, tokenize_corpus
 from vadis.data.tokenize import EncodedCorpus, encode_corpus
 from vadis.evaluation.leaderboard import find_reports, merge
 from vadis.evaluation.protocol import load_protocol, protocol_names
 from vadis.evaluation.reference import from_corpus, from_folder, from_prompts
 from vadis.evaluation.report import METRICS, Report, Value
 from vadis.evaluation.sources import FolderSource
+from vadis.language.instruction_sampler import InstructionData, Instructions, TokenSource
+from vadis.language.ms_swift import SwiftRow, import_rows, read_names, read_rows, write_names, write_rows
+from vadis.language.token_corpus import TokenCorpus, source_names, tokenize_corpus
 from vadis.representations import representation
 
 MS272 = representation("ms272")

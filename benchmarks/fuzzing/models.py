@@ -133,8 +133,8 @@ def _read_language_pipeline(folder: Path) -> Any:
 
 
 def _make_scene_pipeline(root: Path) -> None:
-    from vadis.generators.backbones import load_backbone
-    from vadis.generators.motionvla import MotionVLA
+    from vadis.language.backbones import load_backbone
+    from vadis.language.vla.model import MotionVLA
     from vadis.pipelines.motionvla import MotionVLAPipeline
 
     MotionVLAPipeline(MotionVLA.build(*load_backbone("tiny-qwen3_5-vision"), small_dsft("vimogen276"))).save_pretrained(
@@ -158,7 +158,7 @@ def _make_language_models(root: Path) -> None:
 
 
 def _read_language_model(folder: Path) -> Any:
-    from vadis.generators.motion_language_files import load_language_model
+    from vadis.language.checkpoints import load_language_model
 
     model, text, vocabulary = load_language_model(folder)
     ids = torch.tensor([[*text(PROMPT)["input_ids"], int(vocabulary.new_ids()[0])]])
@@ -228,7 +228,7 @@ def _make_images(root: Path) -> None:
 
 
 def _read_image(folder: Path) -> Any:
-    from vadis.generators.scene_images import load_image
+    from vadis.language.vla.images import load_image
 
     return np.asarray(load_image(folder / f"room.{folder.name}"))
 

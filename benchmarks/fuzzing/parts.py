@@ -124,10 +124,10 @@ def small_evaluator(name: str) -> Any:
 
 def language_model(folder: Path, form: str, backbone: str = "tiny-llama") -> None:
     """A tiny language model that speaks the tokens of the small vq tokenizer: "full", with an "adapter", or a "delta"."""
-    from vadis.generators.backbones import load_backbone
-    from vadis.generators.motion_language_files import save_delta, save_language_model
-    from vadis.generators.motion_layout import MotionLayout
-    from vadis.generators.motion_vocabulary import extend
+    from vadis.language.add_motion import extend
+    from vadis.language.backbones import load_backbone
+    from vadis.language.checkpoints import save_delta, save_language_model
+    from vadis.language.layout import MotionLayout
 
     torch.manual_seed(0)
     tokenizer = small_tokenizer("vq")

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 from vadis.cli.common import check_input, check_number, print_json, say
 
 if TYPE_CHECKING:
-    from vadis.data.instructions import Part
+    from vadis.language.instructions import Part
 
 Task = Literal["text_to_motion", "motion_to_text", "prediction", "in_between", "part_completion", "unconditional"]
 
@@ -41,8 +41,8 @@ class Instructions:
     def run(self) -> None:
         path = check_input(self.tokens)
         if self.rows is not None:
-            from vadis.data.swift_rows import export_corpus
-            from vadis.data.token_corpus import TokenCorpus
+            from vadis.language.ms_swift import export_corpus
+            from vadis.language.token_corpus import TokenCorpus
 
             written = export_corpus(
                 TokenCorpus.open(path), self.rows, every_caption=self.every_caption, durations=self.durations,
@@ -53,8 +53,8 @@ class Instructions:
                 say(f"{number} dropped: {why}")
             print(self.rows)
             return
-        from vadis.data.instruction_reader import InstructionData, TokenSource
-        from vadis.data.instruction_reader import Instructions as Reader
+        from vadis.language.instruction_sampler import InstructionData, TokenSource
+        from vadis.language.instruction_sampler import Instructions as Reader
 
         check_number("--count", self.count, 1, 100_000)
         data = InstructionData((TokenSource(str(path), split=None),), tasks=dict.fromkeys(self.tasks, 1.0))

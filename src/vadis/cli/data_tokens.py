@@ -58,7 +58,7 @@ class Tokens:
         print(out)
 
     def _rows(self, path: Path, tokenizer: Any, out: Path) -> Any:
-        from vadis.data.swift_rows import import_rows
+        from vadis.language.ms_swift import import_rows
 
         if not tokenizer.two_streams:
             raise VadisError(f"rows hold tokens of DSFT; {self.tokenizer} is a {type(tokenizer).__name__}.")
@@ -70,8 +70,8 @@ class Tokens:
     def _corpus(self, path: Path, tokenizer: Any, out: Path) -> Any:
         from vadis.data.corpus import Corpus
         from vadis.data.static_poses import static_corpus
-        from vadis.data.token_corpus import tokenize_corpus
         from vadis.files import kept_work
+        from vadis.language.token_corpus import tokenize_corpus
 
         corpus = Corpus.open(path)
         options: dict[str, Any] = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}

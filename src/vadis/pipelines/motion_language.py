@@ -26,8 +26,8 @@ from vadis.cancel import stop_if_cancelled
 from vadis.component_files import Written, save_bundle
 from vadis.devices import pick_device, pick_dtype
 from vadis.errors import ModelError, VadisError
-from vadis.generators.motion_lm import MotionLM, Precision
 from vadis.generators.planner import KinematicPlanner
+from vadis.language.motion_lm import MotionLM, Precision
 from vadis.loading import load_component
 from vadis.pipelines.base import (
     ROWS,
@@ -370,7 +370,7 @@ class MotionLanguagePipeline(Pipeline):
 
     def _parts(self) -> dict[str, Any]:
         """A pipeline that was loaded keeps its language model as it was stored: adapters stay adapters."""
-        from vadis.generators.motion_language_files import save_language_model
+        from vadis.language.checkpoints import save_language_model
 
         def write(target: Path) -> None:
             save_language_model(target, self.lm.model, self.lm.text_tokenizer, self.lm.vocabulary)
@@ -393,8 +393,8 @@ class MotionLanguagePipeline(Pipeline):
 
         Raises ModelError unless the language model was trained with that tokenizer.
         """
-        from vadis.generators.motion_language_files import check_motion_tokenizer
-        from vadis.generators.motion_vocabulary import MotionVocabulary
+        from vadis.language.add_motion import MotionVocabulary
+        from vadis.language.checkpoints import check_motion_tokenizer
 
         motion_tokenizer = load_component(Path(tokenizer))
         check_motion_tokenizer(MotionVocabulary.load(language_model), motion_tokenizer)

@@ -19,8 +19,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from vadis.component_files import Written
 from vadis.devices import pick_device, pick_dtype
 from vadis.errors import ModelError, VadisError
-from vadis.generators.motionvla import MotionVLA
-from vadis.generators.scene_images import Image
+from vadis.language.vla.images import Image
+from vadis.language.vla.model import MotionVLA
 from vadis.loading import load_component
 from vadis.motion import Motion
 from vadis.pipelines.base import Capabilities, Made, Pipeline, PipelineConfig, Work, decode_motion, frames_of

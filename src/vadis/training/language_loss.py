@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vadis.data.packing import IGNORED, block_mask
+from vadis.language.packing import IGNORED, block_mask
 from vadis.training.language_model import LanguageModel
 from vadis.training.new_rows import rows_of
 

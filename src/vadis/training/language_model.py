@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from vadis.config import STRICT
 from vadis.errors import MissingExtra, ModelError
-from vadis.generators.backbones import load_backbone, shared_name
-from vadis.generators.motion_language_files import load_language_model, plain_model, save_delta, save_language_model
-from vadis.generators.motion_layout import Kind, MotionLayout, Order
-from vadis.generators.motion_rows import Init
-from vadis.generators.motion_vocabulary import MotionVocabulary, extend, remap
+from vadis.language.add_motion import MotionVocabulary, extend, remap
+from vadis.language.backbones import load_backbone, shared_name
+from vadis.language.checkpoints import load_language_model, plain_model, save_delta, save_language_model
+from vadis.language.init_embeddings import Init
+from vadis.language.layout import Kind, MotionLayout, Order
 from vadis.training.new_rows import RowsHead, lay_rows, plain_tables
 
 VISION = ("visual", "vision_tower", "vision_model", "multi_modal_projector")
@@ -34,7 +34,7 @@ BENT = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 @dataclass(frozen=True, config=STRICT)
 class VocabularyConfig:
-    """How motion gets its ids; see `vadis.generators.motion_vocabulary`."""
+    """How motion gets its ids; see `vadis.language.add_motion`."""
 
     mode: Literal["extend", "remap"] = "extend"
     init: Init = "normal"
@@ -206,7 +206,7 @@ def _vocabulary(
 
 def _delta_base(folder: str) -> str | None:
     """The backbone of a delta; None for a whole model, or where only this folder knows it."""
-    from vadis.generators.motion_ids import read_page
+    from vadis.language.vocabulary import read_page
 
     delta = read_page(folder).get("delta")
     return shared_name(str(delta["base"])) if isinstance(delta, dict) and "base" in delta else None

@@ -11,11 +11,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.config import STRICT
-from vadis.data.instruction_reader import InstructionData, Instructions, TokenSource
-from vadis.data.instructions import EncodedItem, InstructionItem, encode, instruction
-from vadis.data.packing import Rows, length_groups, pack_rows, pad_rows
 from vadis.errors import ModelError, VadisError
-from vadis.generators.motion_vocabulary import MotionVocabulary
+from vadis.language.add_motion import MotionVocabulary
+from vadis.language.instruction_sampler import InstructionData, Instructions, TokenSource
+from vadis.language.instructions import EncodedItem, InstructionItem, encode, instruction
+from vadis.language.packing import Rows, length_groups, pack_rows, pad_rows
 from vadis.training.config import Batch, Recipe
 from vadis.training.english import SAMPLE
 from vadis.training.language_loss import Places, places, text_perplexity

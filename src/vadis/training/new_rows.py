@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vadis.errors import ModelError
-from vadis.generators.motion_rows import head_of, tied
+from vadis.language.init_embeddings import head_of, tied
 
 
 class RowsEmbedding(nn.Module):

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vadis.config import STRICT
 from vadis.data.corpus import Corpus
-from vadis.data.swift_rows import read_rows
 from vadis.errors import FileError, ModelError, VadisError
-from vadis.generators.motionvla import IGNORED, MotionVLA
-from vadis.generators.scene_prompts import MAX_VISUAL_TOKENS, Prompt, ScenePacker, collate
+from vadis.language.ms_swift import read_rows
+from vadis.language.vla.model import IGNORED, MotionVLA
+from vadis.language.vla.prompts import MAX_VISUAL_TOKENS, Prompt, ScenePacker, collate
 from vadis.places import inside
 from vadis.training.config import Batch, Frames, Recipe
 from vadis.training.language_loss import Places, places

@@ -152,7 +152,7 @@ def pipeline_of(recipe: Any, weights: Path, wanted: MotionEvaluation) -> Any:
         config = GenerationConfig(temperature=1.0, plan="none", text_encoder=about["text_encoder"]["name"])
         return TextToMotionPipeline(tokenizer, vadis.load(weights), config=config)
     if recipe.task == "language":
-        from vadis.generators.motion_lm import MotionLM
+        from vadis.language.motion_lm import MotionLM
         from vadis.pipelines.motion_language import MotionLanguagePipeline
 
         model = recipe.model

@@ -38,12 +38,12 @@ from vadis.data.tokenize import (
 )
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import atomic_folder
-from vadis.generators.motion_ids import MotionTokenizerFacts
+from vadis.language.vocabulary import MotionTokenizerFacts
 from vadis.records import checked, read_lines
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP, Encoded
 
 if TYPE_CHECKING:
-    from vadis.generators.motion_ids import MotionVocabulary
+    from vadis.language.vocabulary import MotionVocabulary
 
 VERSION = 1
 

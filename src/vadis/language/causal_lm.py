@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vadis.errors import ModelError
-from vadis.generators.motion_language_files import plain_model
-from vadis.generators.motion_rows import head_of
+from vadis.language.checkpoints import plain_model
+from vadis.language.init_embeddings import head_of
 
 
 class CausalModel:
@@ -67,7 +67,7 @@ class CausalModel:
 
         Raises ModelError for models without linear layers of torch (GPT-2) and on another device.
         """
-        from vadis.generators.int8 import to_int8
+        from vadis.language.int8 import to_int8
 
         if self.device.type != "cpu":
             raise ModelError(f"int8 is for the CPU, the model is on {self.device}: use bfloat16.")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vadis.cancel import stop_if_cancelled
 from vadis.errors import VadisError
-from vadis.generators.cached_rows import CachedRows, CausalModel
-from vadis.generators.motion_grammar import MotionGrammar
 from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
+from vadis.language.causal_lm import CachedRows, CausalModel
+from vadis.language.grammar import MotionGrammar
 
 
 class MotionRun:

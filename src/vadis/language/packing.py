@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vadis.data.instructions import EncodedItem, Loss
 from vadis.errors import VadisError
+from vadis.language.instructions import EncodedItem, Loss
 
 IGNORED = -100
 """The label of ids that are not asked for, as `transformers` and `cross_entropy` have it."""

@@ -219,7 +219,7 @@ def smollm2_folder() -> Path:
 
 def _unpack(file: Path, folder: Path) -> None:
     """Write the model of a GGUF file, its weights as they are after unpacking, as a folder of transformers."""
-    from vadis.generators.gguf_llama import read_llama
+    from vadis.language.gguf_llama import read_llama
 
     model, tokenizer = read_llama(file)
     with quiet_transformers():

@@ -1,6 +1,6 @@
 """The motion grammar inside vLLM: a processor of one request, and the adapter class through which vLLM (V1) finds it.
 
-    LLM(model=FOLDER, logits_processors=["vadis.generators.motion_grammar_vllm:MotionAdapter"],
+    LLM(model=FOLDER, logits_processors=["vadis.language.grammar_vllm:MotionAdapter"],
         additional_config={"motion_tokenizer": FOLDER})                  # the tokenizer: for exact lengths of DSFT
     SamplingParams(extra_args={"motion": {"length": 50}}, stop_token_ids=[end])
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vadis.errors import MissingExtra, VadisError
-from vadis.generators.motion_grammar import MotionGrammar
+from vadis.language.grammar import MotionGrammar
 
 SETTINGS = ("length", "shortest", "longest")
 
@@ -75,7 +75,7 @@ def adapter_class() -> type:
 
         def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
             super().__init__(vllm_config, device, is_pin_memory)
-            from vadis.generators.motion_vocabulary import MotionVocabulary
+            from vadis.language.add_motion import MotionVocabulary
             from vadis.loading import load
 
             self._vocabulary = MotionVocabulary.load(vllm_config.model_config.model)

@@ -22,7 +22,7 @@ from vadis.component_files import write_json
 from vadis.errors import FileError, MissingExtra, ModelError, VadisError, about
 from vadis.files import atomic_folder
 from vadis.foreign import open_adapter
-from vadis.generators.backbones import (
+from vadis.language.backbones import (
     find_language_folder,
     is_ours,
     load_backbone,
@@ -30,7 +30,8 @@ from vadis.generators.backbones import (
     quiet_transformers,
     readable,
 )
-from vadis.generators.motion_ids import (
+from vadis.language.init_embeddings import head_of, resize, tied
+from vadis.language.vocabulary import (
     FILE,
     MotionTokenizerFacts,
     MotionVocabulary,
@@ -39,7 +40,6 @@ from vadis.generators.motion_ids import (
     read_page,
     symbol_names,
 )
-from vadis.generators.motion_rows import head_of, resize, tied
 from vadis.places import HUB_ID, HubName, commit_of, named_in_file
 from vadis.records import checked, read_json
 
@@ -359,7 +359,7 @@ class _Delta:
 def _load_delta(
     folder: Path, vocabulary: MotionVocabulary, delta: Any, base: str | Path | None, allow_download: bool
 ) -> tuple[Any, Any]:
-    from vadis.generators.motion_vocabulary import add_names
+    from vadis.language.add_motion import add_names
 
     checked(_Delta, delta, f"{folder / FILE}: delta", FileError)
     name = base or _base_named(folder, delta, allow_download)

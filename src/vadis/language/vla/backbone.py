@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vadis.errors import ModelError
-from vadis.generators.motion_language_files import plain_model
-from vadis.generators.scene_prompts import Prompt, VisionFacts
+from vadis.language.checkpoints import plain_model
+from vadis.language.vla.prompts import Prompt, VisionFacts
 
 
 class SceneBackbone:

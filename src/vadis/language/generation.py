@@ -1,7 +1,7 @@
 """A language model that writes motion: prompts, lengths, generation, streams. `MotionLM` builds on it.
 
 Every row is well-formed and as long as asked for (`MotionGrammar`), prompts are worded as in training
-(`vadis.data.instructions`), and only the motion's rows of the head are computed. A row's result depends on its prompt and
+(`vadis.language.instructions`), and only the motion's rows of the head are computed. A row's result depends on its prompt and
 seed alone, not on its companions. Shapes: R rows (prompts times samples), S token steps, G tokens a step, N symbols.
 """
 
@@ -12,15 +12,15 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from vadis.data.instruction_templates import usable
-from vadis.data.instructions import InstructionItem, encode_prompt, instruction
 from vadis.errors import ModelError, ShapeError, VadisError
-from vadis.generators.cached_rows import CausalModel
 from vadis.generators.decoding import StoppedBy
-from vadis.generators.motion_grammar import LENGTH_STEP, MotionGrammar
-from vadis.generators.motion_language_files import check_motion_tokenizer, check_together, load_language_model
-from vadis.generators.motion_run import MotionRun
-from vadis.generators.motion_vocabulary import MotionVocabulary
+from vadis.language.add_motion import MotionVocabulary
+from vadis.language.causal_lm import CausalModel
+from vadis.language.checkpoints import check_motion_tokenizer, check_together, load_language_model
+from vadis.language.decoding import MotionRun
+from vadis.language.grammar import LENGTH_STEP, MotionGrammar
+from vadis.language.instructions import InstructionItem, encode_prompt, instruction
+from vadis.language.templates import usable
 from vadis.tokenizers.dsft_codec import IntegerBPE
 from vadis.tokenizers.dsft_sequence import Encoded
 
@@ -84,7 +84,7 @@ class MotionWriter:
     # ---- prompts and lengths
 
     def prompt(self, task: str = "text_to_motion", **values: Any) -> list[int]:
-        """Ids of a task's prompt in the wording of evaluation; `values` as in `vadis.data.instructions.instruction`."""
+        """Ids of a task's prompt in the wording of evaluation; `values` as in `vadis.language.instructions.instruction`."""
         return self.encode_item(instruction(task, template=wording(task, values), **values))
 
     def steps(

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from vadis.errors import ModelError, VadisError
-from vadis.generators.motion_ids import (
+from vadis.language.checkpoints import load_language_model, save_delta, save_language_model
+from vadis.language.init_embeddings import Init, code_vectors, draw_rows, resize
+from vadis.language.layout import MotionLayout
+from vadis.language.vocabulary import (
     MotionTokenizerFacts,
     MotionVocabulary,
     length_names,
     marker_names,
     symbol_names,
 )
-from vadis.generators.motion_language_files import load_language_model, save_delta, save_language_model
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_rows import Init, code_vectors, draw_rows, resize
 from vadis.tokenizers.dsft_sequence import token_names
 
 _RESERVED = re.compile(r"[<\[].*(reserved|unused|extra_id|dummy|pad).*[>\]]", re.IGNORECASE)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from vadis.data.instruction_templates import TEMPLATES as TEMPLATES  # read from here by all others
-from vadis.data.instruction_templates import fill, templates_of
 from vadis.errors import VadisError
+from vadis.language.templates import TEMPLATES as TEMPLATES  # read from here by all others
+from vadis.language.templates import fill, templates_of
 
 if TYPE_CHECKING:
-    from vadis.generators.motion_ids import MotionVocabulary
+    from vadis.language.vocabulary import MotionVocabulary
 
 Loss = Literal["whole", "motion", "answer"]
 MAX_CHARACTERS = 20_000

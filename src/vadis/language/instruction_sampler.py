@@ -17,11 +17,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from vadis.config import STRICT
-from vadis.data.instruction_templates import PART_QUESTIONS, TEMPLATES, templates_of, usable
-from vadis.data.instructions import InstructionItem, MotionSpan, given_parts, instruction
 from vadis.data.share import nested_share
-from vadis.data.token_corpus import TokenCorpus, source_names
 from vadis.errors import VadisError, about
+from vadis.language.instructions import InstructionItem, MotionSpan, given_parts, instruction
+from vadis.language.templates import PART_QUESTIONS, TEMPLATES, templates_of, usable
+from vadis.language.token_corpus import TokenCorpus, source_names
 
 HALVES = ("upper", "lower")
 FILE_KINDS = {"cmu-index": 0.0, "folder-name": 0.0, "file-name": 0.0}

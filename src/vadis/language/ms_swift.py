@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from vadis.data.token_corpus import TokenCorpus, write_streams
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_write, writing
+from vadis.language.token_corpus import TokenCorpus, write_streams
 from vadis.locks import only_run
 from vadis.places import inside
 from vadis.records import parse_json, read_bytes

@@ -18,14 +18,14 @@ from torch.nn import functional
 
 from vadis.cancel import stop_if_cancelled
 from vadis.errors import ModelError, VadisError
-from vadis.generators.motion_grammar import MotionGrammar
-from vadis.generators.motion_language_files import load_language_model, save_language_model
-from vadis.generators.motion_layout import MotionLayout
-from vadis.generators.motion_vocabulary import MotionVocabulary, extend
 from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
-from vadis.generators.scene_backbone import SceneBackbone
-from vadis.generators.scene_images import Image
-from vadis.generators.scene_prompts import Prompt, ScenePacker, collate
+from vadis.language.add_motion import MotionVocabulary, extend
+from vadis.language.checkpoints import load_language_model, save_language_model
+from vadis.language.grammar import MotionGrammar
+from vadis.language.layout import MotionLayout
+from vadis.language.vla.backbone import SceneBackbone
+from vadis.language.vla.images import Image
+from vadis.language.vla.prompts import Prompt, ScenePacker, collate
 from vadis.tokenizers.dsft_codec import IntegerBPE
 from vadis.tokenizers.dsft_sequence import Encoded
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vadis.errors import FileError, ModelError, ShapeError, VadisError, about
-from vadis.generators.motion_layout import MAX_SYMBOLS, MotionLayout
+from vadis.language.layout import MAX_SYMBOLS, MotionLayout
 from vadis.records import checked, read_json
 from vadis.sizes import FrameRate, Frames, Name
 from vadis.tokenizers.dsft_sequence import LENGTH_STEP, LENGTHS, token_names

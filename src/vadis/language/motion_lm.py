@@ -4,7 +4,7 @@
     tokens, stopped_by = lm.generate(["a person waves", "someone sits down"], seconds=[4, 6], temperature=1, seed=0)
     lm.caption(tokens[0])
 
-See `vadis.generators.motion_writer` for prompts and lengths. Shapes: R rows, S token steps, G tokens a step, N symbols,
+See `vadis.language.generation` for prompts and lengths. Shapes: R rows, S token steps, G tokens a step, N symbols,
 P parts of the body.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from vadis.cancel import stop_if_cancelled
-from vadis.data.instruction_templates import PART_QUESTIONS
-from vadis.data.instructions import MotionSpan, encode, given_parts, instruction
 from vadis.errors import ShapeError, VadisError
-from vadis.generators.cached_rows import CachedRows
-from vadis.generators.motion_writer import UNITS, MotionWriter, Precision
 from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
+from vadis.language.causal_lm import CachedRows
+from vadis.language.generation import UNITS, MotionWriter, Precision
+from vadis.language.instructions import MotionSpan, encode, given_parts, instruction
+from vadis.language.templates import PART_QUESTIONS
 
 
 class MotionLM(MotionWriter):

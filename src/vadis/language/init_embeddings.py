@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vadis.errors import ModelError
-from vadis.generators.motion_layout import MotionLayout
+from vadis.language.layout import MotionLayout
 from vadis.tokenizers.dsft_codec import IntegerBPE
 
 Init = Literal["normal", "mean_noise", "codebook"]

@@ -1,0 +1,1 @@
+"""Language models that speak motion: vocabulary, instructions, grammar, generation, and their files."""

@@ -1,0 +1,1 @@
+"""MotionVLA: a vision-language model that speaks motion."""
