@@ -3,14 +3,14 @@ finds those that it was given elsewhere.
 
 Resize before the first backward pass: a graph from before does not fit the new rows.
 
-Beside what is here, the names of `motion_ids` (which ids are what) and `motion_language_files` (saving and loading) are
-offered, so that one import serves. Letters: V rows of the model, N symbols, K codes.
+Beside what is here, the names of `vocabulary` (which ids are what) and `checkpoints` (saving and loading) are offered, so
+that one import serves. Letters: V rows of the model, N symbols, K codes.
 """
 
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from vadis.language.layout import MotionLayout
 from vadis.language.vocabulary import (
     MotionTokenizerFacts,
     MotionVocabulary,
+    add_names,
     length_names,
     marker_names,
     symbol_names,
@@ -50,7 +51,7 @@ def extend(
     Args:
         layout: of the tokenizer's tokens.
         motion_tokenizer: the tokenizer, or its `MotionTokenizerFacts`.
-        init: where the new rows start, see `motion_rows`.
+        init: where the new rows start, see `init_embeddings`.
         multiple: the number of rows is rounded up to a multiple of it.
         length_tokens: DSFT: 256 ids that say how long a motion is.
         reserve: DSFT: all 8,195 names of MotionVLA's list, in its order, also those that this tokenizer lacks.
@@ -206,21 +207,6 @@ def _check(model: Any, text_tokenizer: Any, layout: MotionLayout, motion_tokeniz
     if not isinstance(motion_tokenizer, MotionTokenizerFacts):
         layout.check(motion_tokenizer)
     return MotionTokenizerFacts.of(motion_tokenizer)
-
-
-def add_names(text_tokenizer: Any, names: Sequence[str]) -> None:
-    """Register names as special tokens. Raises ModelError where one exists, before anything is changed."""
-    from tokenizers import AddedToken
-
-    known = text_tokenizer.get_vocab()
-    taken = [name for name in names if name in known]
-    if taken:
-        raise ModelError(
-            f"the text tokenizer has {len(taken)} of the names already ({', '.join(taken[:3])}…): this model has a motion "
-            "vocabulary. Load it with load_language_model, or start from the model without it."
-        )
-    added = [AddedToken(name, special=True, normalized=False) for name in names]
-    text_tokenizer.add_tokens(added, special_tokens=True)
 
 
 def _rounded(count: int, multiple: int) -> int:

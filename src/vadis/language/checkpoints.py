@@ -359,7 +359,7 @@ class _Delta:
 def _load_delta(
     folder: Path, vocabulary: MotionVocabulary, delta: Any, base: str | Path | None, allow_download: bool
 ) -> tuple[Any, Any]:
-    from vadis.language.add_motion import add_names
+    from vadis.language.vocabulary import add_names
 
     checked(_Delta, delta, f"{folder / FILE}: delta", FileError)
     name = base or _base_named(folder, delta, allow_download)

@@ -65,7 +65,7 @@ class MotionWriter:
         base: str | Path | None = None,
         allow_download: bool = False,
     ) -> Self:
-        """A saved folder or delta (see `motion_language_files`) for use: an adapter is merged into the weights.
+        """A saved folder or delta (see `vadis.language.checkpoints`) for use: an adapter is merged into the weights.
 
         "bfloat16" halves the memory and suits GPUs, "int8" makes one or few rows on a CPU faster.
         """

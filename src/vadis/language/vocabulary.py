@@ -359,3 +359,18 @@ def _unrun(runs: list[tuple[int, int]]) -> Tensor:
     if not 0 < count <= MAX_SYMBOLS:
         raise FileError(f"{count:,} ids are named; expected 1 to {MAX_SYMBOLS:,}. Save or download the model again.")
     return torch.cat([torch.arange(first, first + count) for first, count in runs])
+
+
+def add_names(text_tokenizer: Any, names: Sequence[str]) -> None:
+    """Register names as special tokens. Raises ModelError where one exists, before anything is changed."""
+    from tokenizers import AddedToken
+
+    known = text_tokenizer.get_vocab()
+    taken = [name for name in names if name in known]
+    if taken:
+        raise ModelError(
+            f"the text tokenizer has {len(taken)} of the names already ({', '.join(taken[:3])}…): this model has a motion "
+            "vocabulary. Load it with load_language_model, or start from the model without it."
+        )
+    added = [AddedToken(name, special=True, normalized=False) for name in names]
+    text_tokenizer.add_tokens(added, special_tokens=True)
