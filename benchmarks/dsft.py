@@ -26,7 +26,7 @@ import torch
 from vadis.data.corpus import Corpus
 from vadis.representations import representation
 from vadis.tokenizers.dsft import DSFTTokenizer
-from vadis.tokenizers.dsft_split import SplitSpec, split_for
+from vadis.tokenizers.dsft.split import SplitSpec, split_for
 
 ORIGINAL = {"encode": 1.4, "decode": 0.35}
 """Milliseconds a clip."""

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 import vadis
 from vadis.errors import FileError, ModelError, ShapeError, VadisError
 from vadis.motion import Motion
-from vadis.tokenizers import dsft_sequence as sequence
-from vadis.tokenizers.dsft import DSFTTokenizer
-from vadis.tokenizers.dsft_codec import ByteLevelBPE, IntegerBPE
-from vadis.tokenizers.dsft_files import load_tokens, save_tokens
-from vadis.tokenizers.dsft_sequence import Encoded, Finding, Issue, MalformedMotion
-from vadis.tokenizers.dsft_split import SPLITS, SplitSpec
+from vadis.tokenizers.dsft import DSFTTokenizer, sequence
+from vadis.tokenizers.dsft.codec import ByteLevelBPE, IntegerBPE
+from vadis.tokenizers.dsft.files import load_tokens, save_tokens
+from vadis.tokenizers.dsft.sequence import Encoded, Finding, Issue, MalformedMotion
+from vadis.tokenizers.dsft.split import SPLITS, SplitSpec
 from vadis.tokenizers.frequency import analyze, truncate
 
 

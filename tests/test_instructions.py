@@ -42,7 +42,7 @@ from vadis.loading import component_classes
 from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
 from vadis.tokenizers.dsft import DSFTTokenizer
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.sequence import Encoded
 
 pytest.importorskip("transformers")
 SMALL: dict[str, Any] = {"representation": "ms272", "feature_dim": 272, "fps": 30.0, "width": 16}

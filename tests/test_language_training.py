@@ -23,7 +23,7 @@ from vadis.language.packing import pack_rows, pad_rows
 from vadis.language.token_corpus import tokenize_corpus
 from vadis.language.vocabulary import MotionTokenizerFacts
 from vadis.loading import component_classes
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.sequence import Encoded
 from vadis.training import load_recipe, train
 from vadis.training.language_loss import places
 from vadis.training.language_model import (

@@ -10,7 +10,7 @@ from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.language.layout import MotionLayout
 from vadis.loading import component_classes
 from vadis.tokenizers.dsft import DSFTTokenizer
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.sequence import Encoded
 
 STREAMS = MotionLayout("two_stream", codes=20, phys_codes=30)
 

@@ -23,7 +23,7 @@ from vadis.language.backbones import load_backbone, tiny_tokenizer
 from vadis.language.checkpoints import load_language_model, save_language_model
 from vadis.language.layout import MotionLayout
 from vadis.tokenizers.dsft import DSFTTokenizer
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.sequence import Encoded
 
 pytest.importorskip("transformers")
 
@@ -122,7 +122,7 @@ def test_published_names_have_the_published_order(dsft: DSFTTokenizer) -> None:
 def test_a_model_extended_elsewhere_is_adopted(dsft: DSFTTokenizer, tmp_path: Path) -> None:
     from tokenizers import AddedToken
 
-    from vadis.tokenizers.dsft_sequence import token_names
+    from vadis.tokenizers.dsft.sequence import token_names
 
     model, text_tokenizer = load_backbone("tiny-qwen3_5")
     text_tokenizer.add_tokens([AddedToken(n, special=True) for n in token_names()], special_tokens=True)

@@ -24,7 +24,7 @@ from vadis.language.ms_swift import (
 )  # fmt: skip
 from vadis.language.token_corpus import TokenCorpus, tokenize_corpus
 from vadis.tokenizers.dsft import DSFTTokenizer
-from vadis.tokenizers.dsft_sequence import Encoded, token_names
+from vadis.tokenizers.dsft.sequence import Encoded, token_names
 
 
 def encoded(base: list[int], phys: list[int], frames: int = 0) -> Encoded:

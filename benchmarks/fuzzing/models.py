@@ -38,7 +38,7 @@ from vadis.pipelines.motion_language import MotionLanguageConfig, MotionLanguage
 from vadis.pipelines.stream import MotionStreamPipeline, StreamConfig
 from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
 from vadis.tokenizers.dsft import DSFTTokenizer
-from vadis.tokenizers.dsft_files import load_tokens, save_tokens
+from vadis.tokenizers.dsft.files import load_tokens, save_tokens
 
 PROMPT = "a person walks"
 

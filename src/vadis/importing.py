@@ -49,7 +49,7 @@ OPTION_FILES = {
 }
 """Kind of a published file → function of its path that reads the options lying beside it."""
 FOLDER_IMPORTERS = {
-    "dsft": "vadis.tokenizers.dsft_files:from_original",
+    "dsft": "vadis.tokenizers.dsft.tokenizer:from_original",
     "motius-gotozero": "vadis.generators.motius:from_folder",
 }
 """Kind of a published folder → function of its path and options."""

@@ -22,7 +22,7 @@ from vadis.records import checked, read_json
 
 COMPONENTS = {
     "causal_tae": "vadis.tokenizers.causal_tae:CausalTAE",
-    "dsft": "vadis.tokenizers.dsft:DSFTTokenizer",
+    "dsft": "vadis.tokenizers.dsft.tokenizer:DSFTTokenizer",
     "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
     "lfq1d": "vadis.tokenizers.lfq:LFQTokenizer",
     "lfq2d": "vadis.tokenizers.lfq2d:LFQ2DTokenizer",

@@ -10,11 +10,11 @@ import torch
 
 import vadis
 from vadis.errors import VadisError
-from vadis.tokenizers import dsft_sequence as sequence
 from vadis.tokenizers import frequency
-from vadis.tokenizers.dsft import DSFTConfig, DSFTTokenizer, DSFTTransform, SplitSpec
-from vadis.tokenizers.dsft_codec import ByteLevelBPE, IntegerBPE
-from vadis.tokenizers.dsft_split import SPLITS
+from vadis.tokenizers.dsft import sequence
+from vadis.tokenizers.dsft.codec import ByteLevelBPE, IntegerBPE
+from vadis.tokenizers.dsft.split import SPLITS
+from vadis.tokenizers.dsft.tokenizer import DSFTConfig, DSFTTokenizer, DSFTTransform, SplitSpec
 
 from .fixtures import arrays, manifest, manifests
 

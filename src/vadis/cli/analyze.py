@@ -60,7 +60,7 @@ class AnalyzeFrequency:
         from vadis.component_files import write_json
         from vadis.files import atomic_write
         from vadis.tokenizers import frequency
-        from vadis.tokenizers.dsft_split import SplitSpec, split_for
+        from vadis.tokenizers.dsft.split import SplitSpec, split_for
 
         name, fps, clips = _read(self)
         if self.window is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vadis.tokenizers.dsft_split import SplitSpec
+from vadis.tokenizers.dsft.split import SplitSpec
 from vadis.tokenizers.frequency import FrequencyReport, coverage
 
 BLUE, ORANGE = "#2a6fbb", "#e07b1f"

@@ -65,7 +65,7 @@ class Instructions:
 
 def _shown(part: "Part") -> object:
     """A text, or what is in the place of a motion."""
-    from vadis.tokenizers.dsft_sequence import Encoded
+    from vadis.tokenizers.dsft.sequence import Encoded
 
     if isinstance(part, str):
         return part

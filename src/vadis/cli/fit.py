@@ -51,7 +51,7 @@ class FitDSFT:
         if self.window is not None:
             check_number("--window", self.window, 0.1, 600, "s")
         from vadis.data.corpus import Corpus
-        from vadis.tokenizers.dsft import DSFTTokenizer
+        from vadis.tokenizers.dsft.tokenizer import DSFTTokenizer
 
         corpus = Corpus.open(path)
         frames = None if self.window is None else max(2, round(self.window * corpus.fps))

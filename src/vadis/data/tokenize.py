@@ -146,7 +146,7 @@ def _work(corpus: Corpus, segments: list[_Segment], texts: list[str], *more: Any
 
 def fingerprint(model: Any) -> str:
     """SHA-256 of a model's weights, or of what decides its tokens where it has none: says whether tokens were made by it."""
-    from vadis.tokenizers.dsft import DSFTTokenizer
+    from vadis.tokenizers.dsft.tokenizer import DSFTTokenizer
 
     if isinstance(model, DSFTTokenizer):
         return model.hash

@@ -28,7 +28,7 @@ from vadis.language.vocabulary import (
     marker_names,
     symbol_names,
 )
-from vadis.tokenizers.dsft_sequence import token_names
+from vadis.tokenizers.dsft.sequence import token_names
 
 _RESERVED = re.compile(r"[<\[].*(reserved|unused|extra_id|dummy|pad).*[>\]]", re.IGNORECASE)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")

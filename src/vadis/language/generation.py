@@ -21,8 +21,8 @@ from vadis.language.decoding import MotionRun
 from vadis.language.grammar import LENGTH_STEP, MotionGrammar
 from vadis.language.instructions import InstructionItem, encode_prompt, instruction
 from vadis.language.templates import usable
-from vadis.tokenizers.dsft_codec import IntegerBPE
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.codec import IntegerBPE
+from vadis.tokenizers.dsft.sequence import Encoded
 
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS = ("float32", "bfloat16", "int8")

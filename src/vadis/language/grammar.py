@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vadis.component import MotionTokenizer
 from vadis.errors import ShapeError, VadisError
-from vadis.tokenizers.dsft_codec import IntegerBPE
-from vadis.tokenizers.dsft_sequence import LENGTH_STEP
+from vadis.tokenizers.dsft.codec import IntegerBPE
+from vadis.tokenizers.dsft.sequence import LENGTH_STEP
 
 START, LENGTH, MOTION, PHYS, DONE = range(5)
 FAR = 1 << 40

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vadis.errors import ModelError
 from vadis.language.layout import MotionLayout
-from vadis.tokenizers.dsft_codec import IntegerBPE
+from vadis.tokenizers.dsft.codec import IntegerBPE
 
 Init = Literal["normal", "mean_noise", "codebook"]
 NOISE = 0.05

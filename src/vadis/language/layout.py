@@ -18,7 +18,7 @@ from torch import Tensor
 from vadis.config import build_config
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.sizes import CONFIG, Codes, Groups
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.sequence import Encoded
 
 Kind = Literal["flat", "delayed", "two_stream"]
 Order = Literal["time", "part"]

@@ -27,7 +27,7 @@ from vadis.language.token_corpus import TokenCorpus, write_streams
 from vadis.locks import only_run
 from vadis.places import inside
 from vadis.records import parse_json, read_bytes
-from vadis.tokenizers.dsft_sequence import (
+from vadis.tokenizers.dsft.sequence import (
     LENGTH_STEP,
     RESERVED,
     Encoded,
@@ -263,7 +263,7 @@ def export_list(
 
 
 def _listed_row(entry: Any, root: Path, image_root: str | Path | None, tokenizer: Any) -> SwiftRow:
-    from vadis.tokenizers.dsft_files import load_tokens
+    from vadis.tokenizers.dsft.files import load_tokens
 
     text, motion = (entry.get(name) if isinstance(entry, dict) else None for name in ("text", "motion_path"))
     image = entry.get("image_path") if isinstance(entry, dict) else None

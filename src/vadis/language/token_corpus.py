@@ -40,7 +40,7 @@ from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import atomic_folder
 from vadis.language.vocabulary import MotionTokenizerFacts
 from vadis.records import checked, read_lines
-from vadis.tokenizers.dsft_sequence import LENGTH_STEP, Encoded
+from vadis.tokenizers.dsft.sequence import LENGTH_STEP, Encoded
 
 if TYPE_CHECKING:
     from vadis.language.vocabulary import MotionVocabulary

@@ -22,7 +22,7 @@ from vadis.errors import FileError, ModelError, ShapeError, VadisError, about
 from vadis.language.layout import MAX_SYMBOLS, MotionLayout
 from vadis.records import checked, read_json
 from vadis.sizes import FrameRate, Frames, Name
-from vadis.tokenizers.dsft_sequence import LENGTH_STEP, LENGTHS, token_names
+from vadis.tokenizers.dsft.sequence import LENGTH_STEP, LENGTHS, token_names
 
 FILE = "motion_vocabulary.json"
 VERSION = 1

@@ -45,7 +45,7 @@ from vadis.pipelines.base import (
 )
 from vadis.pipelines.choose import best_match
 from vadis.sizes import CONFIG, Name
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.sequence import Encoded
 
 OVERLAP_SECONDS = 2.0
 """How much of what is there a longer motion goes on from, window by window."""

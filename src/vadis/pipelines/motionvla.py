@@ -150,7 +150,7 @@ class MotionVLAPipeline(Pipeline):
 
     def _frames(self, seconds: float | None, config: SceneGenerationConfig) -> int:
         """Frames of a motion: the next length that a length token can say, where the model uses them."""
-        from vadis.tokenizers.dsft_sequence import LENGTH_STEP, LENGTHS
+        from vadis.tokenizers.dsft.sequence import LENGTH_STEP, LENGTHS
 
         frames = frames_of(seconds, self.fps) or 1
         if frames > config.max_seconds * self.fps:

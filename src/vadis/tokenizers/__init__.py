@@ -2,7 +2,7 @@
 
 from vadis.tokenizers.base import Tokenizer, TokenizerOutput
 from vadis.tokenizers.causal_tae import CausalTAE, CausalTAEConfig
-from vadis.tokenizers.dsft import DSFTTokenizer
+from vadis.tokenizers.dsft.tokenizer import DSFTTokenizer
 from vadis.tokenizers.fsq import FSQ, FSQTokenizer, FSQTokenizerConfig
 from vadis.tokenizers.lfq import LFQ, LFQTokenizer, LFQTokenizerConfig
 from vadis.tokenizers.lfq2d import LFQ2DTokenizer, LFQ2DTokenizerConfig

@@ -26,8 +26,8 @@ from vadis.language.layout import MotionLayout
 from vadis.language.vla.backbone import SceneBackbone
 from vadis.language.vla.images import Image
 from vadis.language.vla.prompts import Prompt, ScenePacker, collate
-from vadis.tokenizers.dsft_codec import IntegerBPE
-from vadis.tokenizers.dsft_sequence import Encoded
+from vadis.tokenizers.dsft.codec import IntegerBPE
+from vadis.tokenizers.dsft.sequence import Encoded
 
 IGNORED = -100
 """Label of a position that no loss is computed at."""

@@ -11,6 +11,7 @@ representation nor frame rate. Loading checks sizes and hashes and runs no code 
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +27,10 @@ from vadis.io.arrays import Npz
 from vadis.locks import only_run
 from vadis.records import checked, read_json
 from vadis.sizes import Codes, Name
-from vadis.tokenizers.dsft import STREAMS, DSFTTokenizer, fps_of
-from vadis.tokenizers.dsft_codec import ByteLevelBPE, Codec, IntegerBPE
-from vadis.tokenizers.dsft_sequence import Encoded, from_tokenized, tokenized_page
-from vadis.tokenizers.dsft_split import SplitSpec, split_for, split_of_sizes
-from vadis.tokenizers.dsft_transform import DSFTConfig, whole_frames
+from vadis.tokenizers.dsft.codec import ByteLevelBPE, Codec, IntegerBPE
+from vadis.tokenizers.dsft.sequence import STREAMS, Encoded, from_tokenized, tokenized_page
+from vadis.tokenizers.dsft.split import SplitSpec, split_for, split_of_sizes
+from vadis.tokenizers.dsft.transform import DSFTConfig, fps_of, whole_frames
 from vadis.torch_files import read_torch
 
 VERSION = 1
@@ -38,7 +38,7 @@ MAX_ARRAY = 256 << 20
 """Bytes of an array."""
 
 
-def _page(tok: DSFTTokenizer) -> dict[str, Any]:
+def _page(tok: Any) -> dict[str, Any]:
     """What dsft.json says, hashes included."""
     page: dict[str, Any] = {"format": VERSION, **asdict(tok.config)}
     for stream, codec in zip(STREAMS, tok.codecs, strict=True):
@@ -51,17 +51,17 @@ def _page(tok: DSFTTokenizer) -> dict[str, Any]:
     return page
 
 
-def _statistics_hash(tok: DSFTTokenizer) -> str:
+def _statistics_hash(tok: Any) -> str:
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in (tok.mean, tok.std, tok.reach))).hexdigest()
 
 
-def digest(tok: DSFTTokenizer) -> str:
+def digest(tok: Any) -> str:
     """sha256 of everything that decides which tokens a clip gets."""
     page = {key: value for key, value in _page(tok).items() if key not in ("clips", "window")}
     return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
 
 
-def save(tok: DSFTTokenizer, folder: str | Path) -> None:
+def save(tok: Any, folder: str | Path) -> None:
     """Write the tokenizer; every file is whole or absent, config.json comes last."""
     folder = Path(folder)
     if folder.is_file():
@@ -74,7 +74,7 @@ def save(tok: DSFTTokenizer, folder: str | Path) -> None:
             _write(tok, temporary)
 
 
-def _write(tok: DSFTTokenizer, folder: Path) -> None:
+def _write(tok: Any, folder: Path) -> None:
     for stream, codec, K, scale, columns in zip(
         STREAMS, tok.codecs, tok.config.K, tok.config.scale, tok.config.split.columns, strict=True
     ):
@@ -91,12 +91,12 @@ def _write(tok: DSFTTokenizer, folder: Path) -> None:
             temporary.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path) -> DSFTTokenizer:
-    """The tokenizer of a folder, ours or the original's. Raises FileError or ModelError for damaged ones."""
+def load(folder: str | Path, make: Callable[..., Any]) -> Any:
+    """The tokenizer of a folder, ours or the original's; `make` is the class DSFTTokenizer. Raises FileError or ModelError for damaged ones."""
     folder = Path(folder)
     if not (folder / "dsft.json").is_file():
         if (folder / "base" / "fast_config.json").is_file():
-            return from_original(folder)
+            return read_original(folder, make)
         raise FileError(f"{folder} holds no DSFT tokenizer (neither dsft.json nor base/fast_config.json).")
     path = folder / "dsft.json"
     page = _read_page(path)
@@ -106,7 +106,7 @@ def load(folder: str | Path) -> DSFTTokenizer:
     with about(folder):
         codecs = [_read_codec(folder, stream, getattr(facts, stream), config) for stream in STREAMS]
         mean, std, reach = _read_statistics(folder / "stats.npz") if facts.statistics else (None, None, None)
-        tok = DSFTTokenizer(config, (codecs[0], codecs[1]), mean, std, reach, facts.clips)
+        tok = make(config, (codecs[0], codecs[1]), mean, std, reach, facts.clips)
     if facts.statistics and _statistics_hash(tok) != facts.statistics:
         raise FileError(
             f"{folder / 'stats.npz'} is not the file that this tokenizer was saved with (its hash differs)."
@@ -173,14 +173,15 @@ def _read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mean, std, reach
 
 
-def from_original(
+def read_original(
     folder: str | Path,
+    make: Callable[..., Any],
     representation: str | None = None,
     split: SplitSpec | str | None = None,
     fps: float | None = None,
     mean: Any = None,
     std: Any = None,
-) -> DSFTTokenizer:
+) -> Any:
     """The original's folder of `base/` and `phys/`.
 
     The widths of the streams tell the representation (vimogen276, hml263, ms272) unless it is given; HumanML3D gets the
@@ -206,19 +207,19 @@ def from_original(
         "normalize": "none" if mean is None else "zscore", "fps": fps or fps_of(representation),
     }  # fmt: skip
     with about(folder):
-        return DSFTTokenizer(build_config(DSFTConfig, fields), (base, phys), mean, std)
+        return make(build_config(DSFTConfig, fields), (base, phys), mean, std)
 
 
 # ---- tokenised clips
 
 
-def save_tokens(path: str | Path, encoded: Encoded, tok: DSFTTokenizer) -> None:
+def save_tokens(path: str | Path, encoded: Encoded, tok: Any) -> None:
     """Write the tokens of one clip as .npz, with the tokenizer's hash."""
     with atomic_write(path) as temporary:
         np.savez(temporary, **tokenized_page(encoded, tok.hash))
 
 
-def load_tokens(path: str | Path, tok: DSFTTokenizer | None = None) -> Encoded:
+def load_tokens(path: str | Path, tok: Any | None = None) -> Encoded:
     """The tokens in a .npz file of ours or a .pt file of the original.
 
     Raises FileError for damaged files, VadisError when the file names another tokenizer than `tok`.

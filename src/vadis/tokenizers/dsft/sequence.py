@@ -23,6 +23,7 @@ from torch import Tensor
 from vadis.errors import VadisError
 
 BOS, EOS, SEP = 0, 1, 32099
+STREAMS = ("base", "phys")
 RESERVED = 4096
 """Ids that each stream may use."""
 BASE, PHYS = 32100, 32100 + RESERVED

@@ -26,21 +26,21 @@ from vadis.component import MotionTokenizer
 from vadis.config import build_config
 from vadis.errors import ShapeError, VadisError
 from vadis.motion import Motion
-from vadis.tokenizers import dsft_sequence as sequence
-from vadis.tokenizers.dsft_codec import ByteLevelBPE, Codec, IntegerBPE
-from vadis.tokenizers.dsft_sequence import Encoded, Finding, Issue, MalformedMotion, Parsed
-from vadis.tokenizers.dsft_split import SplitSpec, split_for
-from vadis.tokenizers.dsft_transform import (
+from vadis.tokenizers.dsft import sequence
+from vadis.tokenizers.dsft.codec import ByteLevelBPE, Codec, IntegerBPE
+from vadis.tokenizers.dsft.sequence import STREAMS, Encoded, Finding, Issue, MalformedMotion, Parsed
+from vadis.tokenizers.dsft.split import SplitSpec, split_for
+from vadis.tokenizers.dsft.transform import (
     CLAMP,
     RANGE_MARGIN,
     DSFTConfig,
     DSFTTransform,
     clip_statistics,
+    fps_of,
     whole_frames,
 )
 
 OnError = Literal["strict", "repair", "zero", "original"]
-STREAMS = ("base", "phys")
 
 
 class DSFTTokenizer(DSFTTransform, MotionTokenizer):
@@ -149,7 +149,7 @@ class DSFTTokenizer(DSFTTransform, MotionTokenizer):
     @property
     def hash(self) -> str:
         """sha256 of all that decides which tokens a clip gets."""
-        from vadis.tokenizers.dsft_files import digest
+        from vadis.tokenizers.dsft.files import digest
 
         return digest(self)
 
@@ -368,8 +368,8 @@ class DSFTTokenizer(DSFTTransform, MotionTokenizer):
         return len(encoded.base_ids) * base + len(encoded.phys_ids) * phys
 
     def report(self, clips: Iterable[Tensor | np.ndarray]) -> dict[str, float]:
-        """Rate and error over clips; see `vadis.tokenizers.dsft_report.report`."""
-        from vadis.tokenizers.dsft_report import report
+        """Rate and error over clips; see `vadis.tokenizers.dsft.report.report`."""
+        from vadis.tokenizers.dsft.report import report
 
         return report(self, clips)
 
@@ -382,28 +382,20 @@ class DSFTTokenizer(DSFTTransform, MotionTokenizer):
         return state
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer to a folder that `vadis.load` reads; see `vadis.tokenizers.dsft_files`."""
-        from vadis.tokenizers.dsft_files import save
+        """Write the tokenizer to a folder that `vadis.load` reads; see `vadis.tokenizers.dsft.files`."""
+        from vadis.tokenizers.dsft.files import save
 
         save(self, folder)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "DSFTTokenizer":
         """A saved tokenizer, or the original's folder of `base/` and `phys/`. Raises FileError for damaged ones."""
-        from vadis.tokenizers.dsft_files import load
+        from vadis.tokenizers.dsft.files import load
 
-        return load(folder)
+        return load(folder, cls)
 
     save = save_pretrained
     load = from_folder
-
-
-def fps_of(name: str) -> float:
-    from vadis.representations import names, representation
-
-    if name not in names():
-        raise VadisError(f"the frame rate of {name!r} features is not known: give fps=.")
-    return float(representation(name).fps)
 
 
 def _ids(ids: Any) -> np.ndarray:
@@ -426,3 +418,10 @@ def _by_length(lengths: Sequence[int], budget: int = 5_000) -> list[tuple[int, l
         size = max(1, budget // max(length, 1))
         result += [(length, rows[i : i + size]) for i in range(0, len(rows), size)]
     return result
+
+
+def from_original(folder: str | Path, **options: Any) -> DSFTTokenizer:
+    """The original's folder of `base/` and `phys/`; options as in `vadis.tokenizers.dsft.files.read_original`."""
+    from vadis.tokenizers.dsft.files import read_original
+
+    return read_original(folder, DSFTTokenizer, **options)

@@ -18,7 +18,7 @@ from vadis.motion import Motion
 from vadis.representations import names, representation
 from vadis.representations.base import _width_hint
 from vadis.sizes import CONFIG, FrameRate, Name
-from vadis.tokenizers.dsft_split import SplitSpec, split_for
+from vadis.tokenizers.dsft.split import SplitSpec, split_for
 from vadis.tokenizers.frequency import cosine_basis
 
 CLAMP = 10.0
@@ -246,3 +246,11 @@ def whole_frames(T: Any) -> int:
     if isinstance(T, bool) or int(T) != T or not 1 <= T <= MAX_FRAMES:
         raise VadisError(f"T must be a whole number of frames from 1 to {MAX_FRAMES}; got {T}.")
     return int(T)
+
+
+def fps_of(name: str) -> float:
+    from vadis.representations import names, representation
+
+    if name not in names():
+        raise VadisError(f"the frame rate of {name!r} features is not known: give fps=.")
+    return float(representation(name).fps)
