@@ -26,8 +26,8 @@ from prompt_physics import foot_slide, jitter
 from torch import Tensor
 
 import vadis
-from vadis.generators.text import MiniLMEncoder
 from vadis.metrics.distribution import frechet_distance, gaussian
+from vadis.text_encoders import MiniLMEncoder
 from vadis.training.pairs import Pairs
 from vadis.training.tasks import load_recipe
 

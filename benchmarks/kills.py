@@ -205,8 +205,8 @@ def main() -> int:
     import vadis.cli.evaluate
     import vadis.cli.generate
     import vadis.cli.train
-    import vadis.data.tokenize
-    import vadis.pipelines.evaluate
+    import vadis.data.encoded_corpus
+    import vadis.evaluation.evaluate
     import vadis.training.trainer
 
     torch.set_num_threads(1)

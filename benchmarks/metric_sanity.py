@@ -22,8 +22,8 @@ import numpy as np
 
 from vadis.data.corpus import Corpus
 from vadis.evaluation.baselines import WHAT
+from vadis.evaluation.evaluate import evaluate
 from vadis.evaluation.report import METRICS, Report
-from vadis.pipelines.evaluate import evaluate
 from vadis.training.pairs import split_groups
 
 SETTINGS = {"kinds": ("whole",), "pictures": 0, "generations": 1}

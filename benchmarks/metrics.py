@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from vadis.evaluators.nrdf import PoseField
 from vadis.metrics import codebook_usage, fid, ground_quality, mbench_metrics, mpjpe, physical_metrics, r_precision
-from vadis.metrics.nrdf import PoseField
 from vadis.metrics.penetration import body_penetration
 
 

@@ -21,10 +21,10 @@ import vadis
 from vadis import rotation
 from vadis.data.captions import mirror_text
 from vadis.errors import VadisError
-from vadis.generators.text import MiniLMEncoder
 from vadis.metrics.distribution import frechet_distance, gaussian
 from vadis.metrics.retrieval import r_precision
 from vadis.representations import representation
+from vadis.text_encoders import MiniLMEncoder
 from vadis.training.pairs import Pairs, Stretch
 from vadis.training.tasks import load_recipe
 

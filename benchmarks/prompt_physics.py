@@ -407,7 +407,7 @@ def retrieval(corpus_path: Path) -> tuple[Maker, Maker, list[Motion]]:
 
     import vadis
     from vadis.data.corpus import Corpus
-    from vadis.generators.text import MiniLMEncoder
+    from vadis.text_encoders import MiniLMEncoder
 
     corpus = Corpus.open(corpus_path)
     rep = vadis.representation(corpus.about["representation"])

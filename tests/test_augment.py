@@ -12,8 +12,8 @@ from vadis import rotation
 from vadis.data import augment
 from vadis.data.augment import RECIPES, Augmenter, AugmentOptions, augment_corpus
 from vadis.data.captions import mirror_text
-from vadis.data.clean import MAX_SPEED
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
+from vadis.data.glitches import MAX_SPEED
 from vadis.errors import VadisError
 from vadis.motion import Motion
 from vadis.representations import representation

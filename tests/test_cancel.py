@@ -47,8 +47,8 @@ def tokens_model(walk: Any) -> Any:
     pytest.importorskip("transformers", reason="needs transformers")
     from test_pipeline import parts
 
-    from vadis.generators.text import MiniLMEncoder
     from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
+    from vadis.text_encoders import MiniLMEncoder
 
     config = GenerationConfig(seconds=2.0, samples=2, guidance_scale=2.0, max_seconds=4.0, clean_feet=True)
     return TextToMotionPipeline(**parts(planned=True), text_encoder=MiniLMEncoder(), config=config)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vadis import rotation
 from vadis.data import captions, compose
 from vadis.data.captions import automatic_captions, facts, mirror_text
-from vadis.metrics.kinematics import ATTRIBUTES, kinematic_plan
+from vadis.kinematics import ATTRIBUTES, kinematic_plan
 from vadis.motion import Motion
 from vadis.skeleton import smpl22
 

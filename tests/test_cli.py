@@ -373,8 +373,8 @@ def test_doctor_names_every_extra_of_the_package() -> None:
 
 def test_limits_checked_before_torch_are_those_of_the_pipeline() -> None:
     from vadis.cli import generate
-    from vadis.generators.text import MAX_CHARACTERS
     from vadis.pipelines.base import MAX_SECONDS
+    from vadis.text_encoders import MAX_CHARACTERS
 
     assert (generate.MAX_CHARACTERS, generate.MAX_SECONDS) == (MAX_CHARACTERS, MAX_SECONDS)
 

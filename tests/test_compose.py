@@ -9,7 +9,7 @@ from conftest import procedural_walk
 from vadis import rotation
 from vadis.data import compose
 from vadis.errors import VadisError
-from vadis.metrics.kinematics import body_heading
+from vadis.kinematics import body_heading
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES
 

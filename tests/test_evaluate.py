@@ -16,13 +16,13 @@ from vadis.cli import main
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.errors import FileError, ModelError, ShapeError, VadisError
 from vadis.evaluation.baselines import DAMAGES, SLIDE_SPEED
+from vadis.evaluation.judge import Choice, Verdict
 from vadis.evaluation.leaderboard import find_reports, markdown, merge, write_leaderboard
 from vadis.evaluation.protocol import Protocol, load_protocol, protocol_names
 from vadis.evaluation.reference import from_corpus, from_folder, from_prompts
 from vadis.evaluation.report import METRICS, Report, Value
 from vadis.evaluation.sources import PipelineSource, fit_length, model_identity
 from vadis.evaluators.base import Evaluator
-from vadis.metrics.judge import Choice, Verdict
 from vadis.metrics.physical import ground_quality
 from vadis.metrics.transition import jerk_curve, seam_metrics
 from vadis.pipelines.base import Capabilities, Made, Pipeline, Work

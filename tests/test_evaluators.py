@@ -97,7 +97,7 @@ def test_a_saved_evaluator_is_the_same(make, tmp_path):
     assert again.config == evaluator.config and again.mean.dtype == torch.float32
     motions = clips(evaluator, 30, 50)
     assert torch.equal(again.embed_motion(motions), evaluator.embed_motion(motions))
-    from vadis.io.recognize import describe
+    from vadis.inspect.files import describe
 
     assert "evaluator" in describe(tmp_path / "e").summary
 

@@ -244,8 +244,8 @@ from vadis.foreign import open_adapter, open_foreign, open_model
 from vadis.language.backbones import load_backbone
 from vadis.language.checkpoints import load_language_model
 from vadis.language.motion_lm import MotionLM
-from vadis.generators.text import ENCODERS
-from vadis.metrics.judge_models import LocalVLM
+from vadis.text_encoders import ENCODERS
+from vadis.evaluation.judges import LocalVLM
 import transformers, torch
 from vadis.loading import load_component
 

@@ -151,7 +151,7 @@ def test_rest_pose_is_a_t_pose_on_the_floor_with_mixamo_names(tmp_path):
 
 def test_the_skinned_mesh_in_the_file_is_the_mannequin_posed(tmp_path):
     """Skin the file's own arrays by glTF's rule (joint world × inverse bind) and compare with `Mannequin.pose`."""
-    from vadis.viewer.mannequin import build_mannequin
+    from vadis.body.mannequin import build_mannequin
 
     motion = wild(5)
     doc = document(save_glb(motion, tmp_path / "a.glb"))

@@ -16,6 +16,7 @@ from vadis.cli import main
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.data.static_poses import FRAMES, hold_pose, pose_facts, static_corpus
 from vadis.errors import FileError, ModelError, VadisError
+from vadis.kinematics import kinematic_plan
 from vadis.language.add_motion import MotionVocabulary, extend, remap
 from vadis.language.backbones import load_backbone
 from vadis.language.instruction_sampler import (
@@ -39,7 +40,6 @@ from vadis.language.templates import (
 )
 from vadis.language.token_corpus import TokenCorpus, source_names, tokenize_corpus
 from vadis.loading import component_classes
-from vadis.metrics.kinematics import kinematic_plan
 from vadis.motion import Motion
 from vadis.tokenizers.dsft import DSFTTokenizer
 from vadis.tokenizers.dsft.sequence import Encoded
@@ -274,7 +274,7 @@ def test_dsft_clips_are_cut_to_what_a_length_token_can_say(tmp_path: Path) -> No
 
 
 def test_an_encoded_corpus_is_read_too(folder: Path, tmp_path: Path) -> None:
-    from vadis.data.tokenize import encode_corpus
+    from vadis.data.encoded_corpus import encode_corpus
 
     class Words:
         name, dim, max_tokens = "words", 4, 8

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from vadis.errors import FileError
-from vadis.io.recognize import describe
-from vadis.io.recognize_models import human_bytes, importable_kind
+from vadis.inspect.files import describe
+from vadis.inspect.models import human_bytes, importable_kind
 from vadis.representations import representation
 
 

@@ -8,7 +8,7 @@ from conftest import procedural_walk
 
 from vadis import rotation
 from vadis.errors import ShapeError
-from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS, body_heading, kinematic_plan, mirror_plan
+from vadis.kinematics import ATTRIBUTES, PLAN_ROWS, body_heading, kinematic_plan, mirror_plan
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES, smpl22
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from vadis import rotation
+from vadis.body.mannequin import Mannequin, _grow, build_mannequin
+from vadis.body.raster import Camera, rasterise, render
+from vadis.body.surface import relax, sample, surface_nets
 from vadis.errors import SkeletonError
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES, Skeleton, smpl22
-from vadis.viewer.mannequin import Mannequin, _grow, build_mannequin
-from vadis.viewer.raster import Camera, rasterise, render
-from vadis.viewer.surface import relax, sample, surface_nets
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 from conftest import procedural_walk
 
 from vadis.errors import VadisError
-from vadis.metrics.judge import (
+from vadis.evaluation.judge import (
     RenderedClip,
     condition_consistency,
     generalizability,
@@ -23,7 +23,7 @@ from vadis.metrics.judge import (
     read_object,
     read_verdict,
 )
-from vadis.metrics.judge_models import HTTPJudge, LocalVLM, ReplayJudge, RetrievalJudge, png, render_clip, thinned
+from vadis.evaluation.judges import HTTPJudge, LocalVLM, ReplayJudge, RetrievalJudge, png, render_clip, thinned
 
 CLIP = RenderedClip(np.random.default_rng(0).integers(0, 255, (3, 8, 10, 3), dtype=np.uint8), 5.0, "noise")
 OPTIONS = ["walk", "jump", "wave"]
@@ -188,7 +188,7 @@ def test_http_judge_sends_pictures_and_reads_the_choice(endpoint: Any) -> None:
 
 def test_http_judge_tries_again_and_then_gives_up(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("vadis.metrics.judge_models.time.sleep", pauses.append)
+    monkeypatch.setattr("vadis.evaluation.judges.time.sleep", pauses.append)
     server = endpoint((503, {}), (200, {"odd": 1}), chat('{"match": true}'))
     assert HTTPJudge(server.url, "m").verify(CLIP, "walk").match is True
     assert len(server.requests) == 3 and pauses == [1.0, 2.0] and server.requests[0][1] is None

@@ -10,8 +10,8 @@ from conftest import procedural_walk
 import vadis
 from vadis import rotation
 from vadis.errors import ModelError, ShapeError, VadisError
+from vadis.evaluators.nrdf import PARENTS, PoseField, PoseFieldConfig, from_nrdf
 from vadis.metrics.capsules import _segment_distance, capsule_penetration
-from vadis.metrics.nrdf import PARENTS, PoseField, PoseFieldConfig, from_nrdf
 from vadis.metrics.penetration import body_penetration, intersecting_pairs
 from vadis.skeleton import SMPL22_NAMES
 

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from vadis import rotation
 from vadis.errors import ShapeError, SkeletonError, VadisError
-from vadis.metrics.kinematics import body_heading
+from vadis.kinematics import body_heading
 from vadis.motion import Motion
 from vadis.skeleton import Skeleton, smpl22
 

@@ -69,7 +69,7 @@ class TestText:
 
     def test_a_planner_chooses_where_there_is_one(self, pipe, tmp_path):
         """vadis-mini's own planner and encoder: the kept candidate is the one that it matches best; it travels in the bundle."""
-        from vadis.metrics.kinematics import kinematic_plan
+        from vadis.kinematics import kinematic_plan
         from vadis.pipelines.base import on_floor
 
         mini = vadis.load("vadis-mini")

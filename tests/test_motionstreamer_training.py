@@ -12,13 +12,13 @@ import vadis
 from vadis.component_files import save_pretrained
 from vadis.data.babel_stream import PairText, format_pair, parse_pair, read_babel_stream, write_babel_stream
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.latents import LatentCorpus, draw_end_latent, extract_latents
+from vadis.data.latent_corpus import LatentCorpus, draw_end_latent, extract_latents
 from vadis.data.transitions import HISTORY, join_pairs
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig, PlannedSentences
-from vadis.generators.text import MiniLMEncoder
-from vadis.metrics.kinematics import ATTRIBUTES, plan_rows
+from vadis.kinematics import ATTRIBUTES, plan_rows
 from vadis.representations import representation
+from vadis.text_encoders import MiniLMEncoder
 from vadis.tokenizers.causal_tae import CausalTAE, CausalTAEConfig
 from vadis.training import load_recipe, train
 from vadis.training.motionstreamer_task import MotionStreamerTask
@@ -44,7 +44,7 @@ class Words:
 
 @pytest.fixture(autouse=True)
 def words(monkeypatch):
-    monkeypatch.setattr("vadis.generators.text.text_encoder", lambda name, *_: Words())
+    monkeypatch.setattr("vadis.text_encoders.text_encoder", lambda name, *_: Words())
 
 
 @pytest.fixture(scope="module")

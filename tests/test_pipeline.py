@@ -10,7 +10,7 @@ import vadis
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig
-from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS
+from vadis.kinematics import ATTRIBUTES, PLAN_ROWS
 from vadis.motion import Motion
 from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
 from vadis.representations import representation
@@ -54,7 +54,7 @@ def parts(planned: bool) -> dict:
 
 @pytest.fixture(scope="module")
 def encoder():
-    from vadis.generators.text import MiniLMEncoder
+    from vadis.text_encoders import MiniLMEncoder
 
     return MiniLMEncoder()
 

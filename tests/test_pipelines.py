@@ -124,7 +124,7 @@ def test_server(pipes: dict[str, Pipeline], name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_takes_every_pipeline(pipes: dict[str, Pipeline], name: str, tmp_path) -> None:
     from vadis.data.corpus import Caption, CorpusWriter
-    from vadis.pipelines.evaluate import evaluate
+    from vadis.evaluation.evaluate import evaluate
 
     rep = representation("ms272")
     with CorpusWriter(tmp_path / "walks", rep.name, 30.0) as writer:

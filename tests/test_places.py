@@ -81,8 +81,8 @@ def test_parts_of_a_bundle_are_inside_it(part: str, tmp_path: Path) -> None:
 
 def test_language_models_and_encoders_follow_no_link(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from vadis.generators.text import MiniLMEncoder
     from vadis.language.backbones import load_backbone
+    from vadis.text_encoders import MiniLMEncoder
 
     model, tokenizer = load_backbone("tiny-llama")
     model.save_pretrained(tmp_path / "lm")
@@ -170,7 +170,7 @@ def bundle_with(folder: Path, entry: Any) -> Path:
 
 
 def minilm() -> Path:
-    from vadis.generators.text import MiniLMEncoder
+    from vadis.text_encoders import MiniLMEncoder
 
     pytest.importorskip("transformers")
     found = MiniLMEncoder._installed(MiniLMEncoder.__new__(MiniLMEncoder))
@@ -282,7 +282,7 @@ def test_a_delta_names_ours_what_is_inside_or_what_may_be_fetched(cache: Path, t
 def test_a_token_file_names_a_bundled_model_or_the_user_does(
     walk: Motion, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vadis.data.tokenize import fingerprint
+    from vadis.data.encoded_corpus import fingerprint
 
     tokenizer = vadis.load("vadis-mini").tokenizer
     tokens = tokenizer.encode(representation("ms272").encode(walk)).numpy()

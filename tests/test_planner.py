@@ -6,7 +6,7 @@ import torch
 import vadis
 from vadis.errors import ModelError
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig
-from vadis.metrics.kinematics import ATTRIBUTES
+from vadis.kinematics import ATTRIBUTES
 
 CONFIG = KinematicPlannerConfig(text_dim=16, width=32, layers=1, heads=2, dropout=0.0, rows=5)
 WORDS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))

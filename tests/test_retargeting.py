@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from vadis import rotation
-from vadis.data.clean import MAX_SPEED, find_jumps, repair
+from vadis.data.glitches import MAX_SPEED, find_jumps, repair
 from vadis.errors import SkeletonError
 from vadis.io import load_motion
 from vadis.io.archive import iter_motion_files
-from vadis.metrics.kinematics import body_heading
+from vadis.kinematics import body_heading
 from vadis.motion import Motion
 from vadis.retargeting import TABLES, recognize_skeleton, retarget
 from vadis.skeleton import SMPL22_NAMES, Skeleton, smpl22

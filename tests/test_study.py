@@ -9,16 +9,17 @@ from conftest import procedural_walk
 
 from vadis.cli import main
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
+from vadis.data.encoded_corpus import EncodedCorpus, encode_corpus
 from vadis.data.share import nested_share
-from vadis.data.tokenize import EncodedCorpus, encode_corpus
 from vadis.errors import FileError, VadisError
-from vadis.generators.text import MiniLMEncoder
 from vadis.language.instruction_sampler import InstructionData, Instructions, TokenSource
 from vadis.representations import representation
+from vadis.text_encoders import MiniLMEncoder
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
-from vadis.training import study as studies
+from vadis.training import study_plan as studies
 from vadis.training.report import read_log, read_run_page
-from vadis.training.study import attempt, cell_recipe, cells, dry_run, load_study, run_study
+from vadis.training.study import attempt, run_study
+from vadis.training.study_plan import cell_recipe, cells, dry_run, load_study
 from vadis.training.study_report import averaged, fit_power_law, markdown, short, write_report
 
 STUDIES = Path(__file__).parent.parent / "recipes" / "studies"

@@ -11,7 +11,7 @@ from torch import Tensor
 import vadis
 from vadis.config import build_config
 from vadis.data.corpus import Caption, CorpusWriter
-from vadis.data.tokenize import encode_corpus
+from vadis.data.encoded_corpus import encode_corpus
 from vadis.errors import ModelError, ShapeError, VadisError
 from vadis.generators import T2MGPT, T2MGPTConfig
 from vadis.generators.t2mgpt import position_table
@@ -267,7 +267,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> object:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from vadis.generators.text import ClipEncoder
+    from vadis.text_encoders import ClipEncoder
 
     folder = tmp_path_factory.mktemp("clip")
     ids = {word: i for i, word in enumerate([*WORDS, "<unk>", "<start>", "<end>"])}
@@ -302,7 +302,7 @@ def test_clip_gives_one_projected_vector_a_prompt_whatever_is_beside_it(clip: ob
 
 
 def test_the_authors_folder_of_clip_holds_a_pickle_that_is_read_with_care(clip: object, tmp_path: Path) -> None:
-    from vadis.generators.text import ClipEncoder
+    from vadis.text_encoders import ClipEncoder
 
     clip.model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vadis.errors import ModelError, VadisError
-from vadis.generators.text import (
+from vadis.text_encoders import (
     FlanT5Encoder,
     MiniLMEncoder,
     SentenceCache,

@@ -7,7 +7,7 @@ import torch
 from conftest import procedural_walk
 
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.tokenize import EncodedCorpus, encode_corpus
+from vadis.data.encoded_corpus import EncodedCorpus, encode_corpus
 from vadis.errors import FileError, VadisError
 from vadis.representations import representation
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
@@ -49,7 +49,7 @@ def tokenizer(corpus) -> FSQTokenizer:
 
 @pytest.fixture(scope="module")
 def minilm():
-    from vadis.generators.text import MiniLMEncoder
+    from vadis.text_encoders import MiniLMEncoder
 
     return MiniLMEncoder()
 

@@ -14,8 +14,8 @@ from vadis.cli import main
 from vadis.component import MotionTokenizer
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.errors import ModelError, VadisError
+from vadis.evaluation.compare_tokenizers import held_out_clips, measure
 from vadis.io.tokens import TokenFile
-from vadis.pipelines.compare_tokenizers import held_out_clips, measure
 from vadis.representations import representation
 from vadis.tokenizers import DSFTTokenizer
 from vadis.training import train

@@ -12,10 +12,10 @@ import torch
 from conftest import procedural_walk
 
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.tokenize import encode_corpus
+from vadis.data.encoded_corpus import encode_corpus
 from vadis.errors import FileError, ModelError, VadisError
-from vadis.generators.text import MiniLMEncoder
 from vadis.representations import representation
+from vadis.text_encoders import MiniLMEncoder
 from vadis.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from vadis.training import load_recipe, train
 from vadis.training.config import ScheduleConfig
@@ -353,7 +353,7 @@ def test_a_generator_learns_and_resumes_identically(generator_recipe, tmp_path):
 
 def test_a_planner_learns_and_is_normalised_as_the_generator_is(encoded, generator_recipe, tmp_path):
     from vadis import load
-    from vadis.data.tokenize import EncodedCorpus
+    from vadis.data.encoded_corpus import EncodedCorpus
 
     path = tmp_path / "planner.yaml"
     path.write_text(

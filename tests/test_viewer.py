@@ -46,7 +46,7 @@ def test_contact_sheet_of_one_frame_and_of_another_skeleton(walk, mini_bvh, tmp_
 
 
 def test_titles_and_floor(walk):
-    from vadis.viewer.mannequin import build_mannequin
+    from vadis.body.mannequin import build_mannequin
 
     assert titles_of([walk, walk.replace(meta={})], None) == ["procedural walk", "motion 2"]
     with pytest.raises(VadisError, match="1 titles for 2"):

@@ -15,8 +15,8 @@ from fuzzing.values import expect
 from vadis.data.babel_stream import PairText, format_pair, read_babel_stream
 from vadis.data.build import read_captions, read_manifest
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
-from vadis.data.latents import LatentCorpus, extract_latents
-from vadis.data.tokenize import EncodedCorpus, encode_corpus
+from vadis.data.encoded_corpus import EncodedCorpus, encode_corpus
+from vadis.data.latent_corpus import LatentCorpus, extract_latents
 from vadis.evaluation.leaderboard import find_reports, merge
 from vadis.evaluation.protocol import load_protocol, protocol_names
 from vadis.evaluation.reference import from_corpus, from_folder, from_prompts

@@ -32,8 +32,8 @@ from fuzzing.values import Made
 from vadis import component_files
 from vadis.checkpoint import read_state_dict
 from vadis.evaluators.guo_words import read_vocabulary
-from vadis.io.recognize import describe
-from vadis.metrics.nrdf import PoseField, PoseFieldConfig
+from vadis.evaluators.nrdf import PoseField, PoseFieldConfig
+from vadis.inspect.files import describe
 from vadis.pipelines.motion_language import MotionLanguageConfig, MotionLanguagePipeline
 from vadis.pipelines.stream import MotionStreamPipeline, StreamConfig
 from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
@@ -213,7 +213,7 @@ def _make_text_encoder(root: Path) -> None:
 
 
 def _read_text_encoder(folder: Path) -> Any:
-    from vadis.generators.text import ClipEncoder
+    from vadis.text_encoders import ClipEncoder
 
     return Made(ClipEncoder(folder).encode([PROMPT, "a"]))
 

@@ -14,10 +14,10 @@ import torch
 
 from fuzzing.run import Reader
 from vadis import rotation
+from vadis.inspect.files import describe
 from vadis.io import load_motion, save_motion
 from vadis.io.archive import iter_motion_files
 from vadis.io.npy import load_features, save_npy
-from vadis.io.recognize import describe
 from vadis.io.tokens import TokenFile
 from vadis.motion import Motion
 from vadis.representations import names as representation_names

@@ -8,8 +8,8 @@ import torch
 
 from fuzzing.motions import walk
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig
+from vadis.kinematics import ATTRIBUTES, PLAN_ROWS
 from vadis.loading import component_classes
-from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS
 from vadis.representations import representation
 from vadis.tokenizers.dsft import DSFTTokenizer
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fuzzing.run import Reader
 from vadis.config import as_dict
-from vadis.training.study import cell_recipe, cells, load_study
+from vadis.training.study_plan import cell_recipe, cells, load_study
 from vadis.training.tasks import load_phases
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

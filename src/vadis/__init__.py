@@ -14,7 +14,7 @@ _LAZY = {
     "representation": "vadis.representations",
     "load": "vadis.loading",
     "import_checkpoint": "vadis.importing",
-    "evaluate": "vadis.pipelines.evaluate",
+    "evaluate": "vadis.evaluation.evaluate",
     "VadisError": "vadis.errors",
 }
 __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -28,7 +28,7 @@ IMPORTERS = {
     "motionstreamer-ar": "vadis.generators.motionstreamer:from_motionstreamer",
     "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
     "guo-evaluator": "vadis.evaluators.guo:from_guo",
-    "nrdf": "vadis.metrics.nrdf:from_nrdf",
+    "nrdf": "vadis.evaluators.nrdf:from_nrdf",
 }
 """Kind of a published file → function of its state dict and options."""
 WHOLE_FILES = {"guo-evaluator"}

@@ -33,7 +33,7 @@ COMPONENTS = {
     "t2mgpt": "vadis.generators.t2mgpt:T2MGPT",
     "motionstreamer": "vadis.generators.motionstreamer:MotionStreamer",
     "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
-    "nrdf": "vadis.metrics.nrdf:PoseField",
+    "nrdf": "vadis.evaluators.nrdf:PoseField",
     "tmr": "vadis.evaluators.tmr:TMREvaluator",
     "guo": "vadis.evaluators.guo:GuoEvaluator",
 }

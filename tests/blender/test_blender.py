@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vadis.body.mannequin import build_mannequin
 from vadis.io import save_motion
 from vadis.io.gltf import MIXAMO_NAMES
-from vadis.viewer.mannequin import build_mannequin
 
 FRAMES = (0, 7, 44, 89)
 

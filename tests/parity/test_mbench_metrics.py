@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from vadis import rotation
+from vadis.evaluation.judge import literal_choice, literal_verdict, read_choice, read_gate, read_verdict
 from vadis.importing import import_checkpoint
 from vadis.metrics.clips import pack
 from vadis.metrics.feet import watch_feet
-from vadis.metrics.judge import literal_choice, literal_verdict, read_choice, read_gate, read_verdict
 from vadis.metrics.mbench import NAMES, mbench_metrics
 from vadis.metrics.penetration import body_penetration, intersecting_pairs
 

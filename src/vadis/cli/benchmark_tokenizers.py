@@ -44,9 +44,9 @@ class BenchmarkTokenizers:
 
     def run(self) -> None:
         from vadis.data.corpus import Corpus
+        from vadis.evaluation.compare_plots import bars_plot, markdown_table, rate_distortion_plot
+        from vadis.evaluation.compare_tokenizers import held_out_clips
         from vadis.loading import load
-        from vadis.pipelines.compare_plots import bars_plot, markdown_table, rate_distortion_plot
-        from vadis.pipelines.compare_tokenizers import held_out_clips
 
         corpus = Corpus.open(check_input(self.data))
         clips = held_out_clips(corpus, self.split, seconds=self.seconds, limit=self.limit)
@@ -73,8 +73,8 @@ class BenchmarkTokenizers:
         return pairs
 
     def _report(self, name: str, source: str, corpus: Any, clips: list[Any], evaluator: Any, folder: Path) -> Any:
-        from vadis.data.tokenize import fingerprint
-        from vadis.pipelines.compare_tokenizers import TokenizerReport, fit_clips, measure
+        from vadis.data.encoded_corpus import fingerprint
+        from vadis.evaluation.compare_tokenizers import TokenizerReport, fit_clips, measure
         from vadis.pipelines.load import load_tokenizer
 
         tokenizer = load_tokenizer(source, allow_download=self.allow_download)

@@ -11,7 +11,7 @@ from vadis.cli.writing import Out, Target
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vadis.data.tokenize import PlanFunction
+    from vadis.data.encoded_corpus import PlanFunction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Encode:
         out = output_folder(self.target, self.out, "vadis data encode")
         path = check_input(self.corpus)
         from vadis.data.corpus import Corpus
-        from vadis.data.tokenize import encode_corpus
-        from vadis.generators.text import text_encoder
+        from vadis.data.encoded_corpus import encode_corpus
         from vadis.pipelines.load import load_tokenizer
+        from vadis.text_encoders import text_encoder
 
         corpus = Corpus.open(path)
         tokenizer = load_tokenizer(self.tokenizer, device=self.device, allow_download=self.allow_download)
@@ -66,7 +66,7 @@ def _plan_function(corpus: Any) -> "PlanFunction":
     """Features `(T, D)` to the plan `(P, A)` of their motion, everything known."""
     import torch
 
-    from vadis.metrics.kinematics import kinematic_plan
+    from vadis.kinematics import kinematic_plan
     from vadis.representations import representation
 
     rep = representation(corpus.representation)

@@ -85,7 +85,7 @@ class Evaluate:
         data = check_input(self.data)
         if self.output and Path(self.output).is_file():
             raise VadisError(f"{self.output} is a file: -o names a folder for the report.")
-        from vadis.pipelines.evaluate import evaluate
+        from vadis.evaluation.evaluate import evaluate
 
         given = {"samples": self.samples, "guidance_scale": self.guidance_scale, "temperature": self.temperature}
         given |= call_settings(self.set)
@@ -109,7 +109,7 @@ class Evaluate:
             return None
         if not self.judge_model:
             raise VadisError("name the model behind the endpoint: --judge-model NAME.")
-        from vadis.metrics.judge_models import HTTPJudge
+        from vadis.evaluation.judges import HTTPJudge
 
         return HTTPJudge(self.judge, self.judge_model, api_key=os.environ.get("VADIS_JUDGE_KEY"))
 

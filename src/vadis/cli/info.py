@@ -26,7 +26,7 @@ class Info:
 
     def run(self) -> None:
         path = find(self.path)
-        from vadis.io.recognize import describe
+        from vadis.inspect.files import describe
 
         report = describe(path)
         if self.json:

@@ -37,7 +37,8 @@ class _StudyVerb:
     other: ClassVar[str] = ""
 
     def run(self) -> int:
-        from vadis.training.study import cells, load_study, run_study
+        from vadis.training.study import run_study
+        from vadis.training.study_plan import cells, load_study
 
         check_number("jobs", self.jobs, 1, 256)
         study = load_study(check_input(self.file), self.settings, run=self.out)
@@ -64,7 +65,7 @@ class _StudyVerb:
         return replace(study, evaluation=replace(study.evaluation, **changes)) if changes else study
 
     def _dry_run(self, study: Any, chosen: list[Any]) -> int:
-        from vadis.training.study import dry_run
+        from vadis.training.study_plan import dry_run
         from vadis.training.study_report import short
 
         rows = []
@@ -79,7 +80,7 @@ class _StudyVerb:
         return 1 if any("problem" in row for row in rows) else 0
 
     def _show(self, study: Any, every: list[Any], problems: dict[str, str]) -> None:
-        from vadis.training.study import is_done
+        from vadis.training.study_plan import is_done
         from vadis.training.study_report import rows_of, write_report
 
         if not any(is_done(cell) for cell in every):

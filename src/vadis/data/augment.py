@@ -15,11 +15,11 @@ import torch
 
 from vadis.data import compose
 from vadis.data.captions import automatic_captions, facts, mirror_text
-from vadis.data.clean import MAX_SPEED
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
+from vadis.data.glitches import MAX_SPEED
 from vadis.errors import VadisError
 from vadis.files import stamp
-from vadis.metrics.kinematics import ATTRIBUTES, kinematic_plan
+from vadis.kinematics import ATTRIBUTES, kinematic_plan
 from vadis.motion import Motion
 from vadis.representations import representation as find_representation
 

@@ -19,8 +19,8 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from vadis.data.captions import mirror_text
-from vadis.data.clean import repair
 from vadis.data.corpus import MAX_SECONDS, Caption, Corpus, CorpusWriter
+from vadis.data.glitches import repair
 from vadis.errors import FileError, VadisError
 from vadis.files import stamp
 from vadis.io import load_motion

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from vadis.metrics.kinematics import ATTRIBUTES
+from vadis.kinematics import ATTRIBUTES
 
 _SWAPS = {"left": "right", "clockwise": "counterclockwise", "counterclockwise": "clockwise", "leftward": "rightward", "leftwards": "rightwards",
           "left-hand": "right-hand", "left-handed": "right-handed", "anticlockwise": "clockwise",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vadis import rotation
 from vadis.errors import VadisError
-from vadis.metrics.kinematics import body_heading
+from vadis.kinematics import body_heading
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from vadis import rotation
 from vadis.data.corpus import Corpus
 from vadis.errors import VadisError
-from vadis.metrics.kinematics import body_heading
+from vadis.kinematics import body_heading
 from vadis.representations import representation
 from vadis.skeleton import smpl22
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.errors import VadisError
-from vadis.metrics.kinematics import ATTRIBUTES, kinematic_plan
+from vadis.kinematics import ATTRIBUTES, kinematic_plan
 from vadis.motion import Motion
 from vadis.representations import representation
 

@@ -131,7 +131,7 @@ class _CaptionBank:
     """Captions of a corpus' train split as sentence vectors, and the motions they are about."""
 
     def __init__(self, reference: Reference) -> None:
-        from vadis.generators.text import text_encoder
+        from vadis.text_encoders import text_encoder
 
         if reference.source is None:
             raise VadisError("nearest-caption retrieval needs a corpus with a train split as data; a folder has none.")

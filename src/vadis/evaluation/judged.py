@@ -1,6 +1,6 @@
 """MBench's two questions to somebody who looks: does a clip show its label among ten, does it match its description?
 
-Who looks is passed in (`vadis.metrics.judge_models`); without a judge nothing is rendered and nothing is sent.
+Who looks is passed in (`vadis.evaluation.judges`); without a judge nothing is rendered and nothing is sent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from vadis.errors import VadisError
+from vadis.evaluation.judge import JudgeScore, RenderedClip, condition_consistency, generalizability
 from vadis.evaluation.protocol import Protocol
 from vadis.evaluation.reference import Draw
-from vadis.metrics.judge import JudgeScore, RenderedClip, condition_consistency, generalizability
 from vadis.representations import representation
 
 GENERALIZABILITY = "Motion_Generalizability"
@@ -30,7 +30,7 @@ class _Rendered(Sequence[RenderedClip]):
         return len(self.rows)
 
     def __getitem__(self, i: int) -> RenderedClip:  # type: ignore[override]
-        from vadis.metrics.judge_models import render_clip
+        from vadis.evaluation.judges import render_clip
 
         features = self.clips[self.rows[i]]
         if features.ndim != 2:

@@ -108,7 +108,7 @@ class Evaluator(Component):
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str] | str, batch_size: int = 64) -> Tensor:
         """Embeddings (N, E) on the CPU of N sentences; raises VadisError for one that is empty, too long or no string."""
-        from vadis.generators.text import check_prompts
+        from vadis.text_encoders import check_prompts
 
         sentences = check_prompts(texts)
         order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))

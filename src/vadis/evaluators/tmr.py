@@ -181,7 +181,7 @@ class TMREvaluator(Evaluator):
         """What reads sentences first, loaded when it is needed: a MiniLM, or the tokenizer of DistilBERT."""
         if self._language is None:
             if self.config.text_encoder == "minilm":
-                from vadis.generators.text import MiniLMEncoder
+                from vadis.text_encoders import MiniLMEncoder
 
                 self._language = [MiniLMEncoder(device=self.device)]  # a list, so that it is no submodule and not saved
             else:

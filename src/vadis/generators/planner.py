@@ -1,7 +1,7 @@
 """From a sentence to a kinematic plan: how fast, which way, how high, which hand. A distribution, not a guess.
 
 A small transformer reads the token features of a frozen text encoder and the requested length, and gives a mean and a
-standard deviation for every attribute of a plan (`vadis.metrics.kinematics`). What the sentence leaves open gets a wide
+standard deviation for every attribute of a plan (`vadis.kinematics`). What the sentence leaves open gets a wide
 distribution. Two uses: values that the sentence determines condition the generator, and the likelihood of what a sample
 really does ranks several samples of it.
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vadis.component import Component
 from vadis.errors import ModelError
-from vadis.metrics.kinematics import ATTRIBUTES, PLAN_ROWS, mirror_plan
+from vadis.kinematics import ATTRIBUTES, PLAN_ROWS, mirror_plan
 from vadis.sizes import CONFIG, Dropout, Heads, Layers, Name, Positions, Width
 
 PlanKind = Literal["mean", "bank"]

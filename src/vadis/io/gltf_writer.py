@@ -103,7 +103,7 @@ def save_glb(motion: Motion, path: str | Path, body: bool = True, fps: float | N
     lib, doc = out.lib, out.doc
     rest = skeleton.rest_positions.numpy()
     if body:
-        from vadis.viewer.mannequin import build_mannequin  # the mesh grows in a second; bones alone don't wait for it
+        from vadis.body.mannequin import build_mannequin  # the mesh grows in a second; bones alone don't wait for it
 
         mesh = build_mannequin(skeleton)
         lift = -mesh.sole

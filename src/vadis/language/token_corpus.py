@@ -5,7 +5,7 @@
     tokens/texts.parquet  the different sentences
     tokens/tokens.json    facts of the tokenizer and the corpus
 
-A segment is a stretch of a clip that captions speak of (see `vadis.data.tokenize`), or a whole clip without captions. A
+A segment is a stretch of a clip that captions speak of (see `vadis.data.encoded_corpus`), or a whole clip without captions. A
 folder of `vadis data encode` is read too. Letters: N segments, S token steps, G groups.
 """
 
@@ -22,9 +22,7 @@ import torch
 from pydantic import Field
 
 from vadis.data.corpus import Corpus
-from vadis.data.parts import Parts
-from vadis.data.tables import check_spans, read_array, read_lists, read_page, read_table
-from vadis.data.tokenize import (
+from vadis.data.encoded_corpus import (
     ENCODED_COLUMNS,
     ROWS,
     EncodedPage,
@@ -36,6 +34,8 @@ from vadis.data.tokenize import (
     _work,
     _write_tokens,
 )
+from vadis.data.parts import Parts
+from vadis.data.tables import check_spans, read_array, read_lists, read_page, read_table
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import atomic_folder
 from vadis.language.vocabulary import MotionTokenizerFacts

@@ -14,7 +14,6 @@ _LAZY = {
     "ground_quality": "physical",
     "jitter": "reconstruction",
     "joint_errors": "reconstruction",
-    "kinematic_plan": "kinematics",
     "mbench_metrics": "mbench",
     "mpjpe": "reconstruction",
     "multimodality": "distribution",

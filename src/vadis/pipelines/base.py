@@ -448,7 +448,7 @@ class Pipeline(ABC):
         image: Any,
         settings: Mapping[str, Any],
     ) -> Work:
-        from vadis.generators.text import check_prompts
+        from vadis.text_encoders import check_prompts
 
         texts = check_prompts(prompts)
         config = self._with(settings)

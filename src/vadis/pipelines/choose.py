@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vadis.cancel import stop_if_cancelled
-from vadis.metrics.kinematics import kinematic_plan
+from vadis.kinematics import kinematic_plan
 from vadis.motion import Motion
 
 

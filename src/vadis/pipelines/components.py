@@ -52,7 +52,7 @@ class ComponentPipeline(Pipeline):
         """The frozen text encoder, loaded when first needed."""
         with self._lock:
             if self._text_encoder is None:
-                from vadis.generators.text import text_encoder
+                from vadis.text_encoders import text_encoder
 
                 self._text_encoder = text_encoder(self.config.text_encoder, self._text_source)
             return self._text_encoder
@@ -68,8 +68,8 @@ class ComponentPipeline(Pipeline):
     @classmethod
     def _open(cls, folder: Path, config: Any, *, dtype: Any, device: Any, allow_download: bool, **given: Any) -> Self:
         from vadis.devices import pick_device
-        from vadis.generators.text import encoder_source
         from vadis.loading import check_parts, load_bundle
+        from vadis.text_encoders import encoder_source
 
         if dtype is None and pick_device(device).type == "cpu":
             dtype = "float32"  # weights may be stored in half precision, which a CPU computes slowly
@@ -84,7 +84,7 @@ class ComponentPipeline(Pipeline):
         return pipe
 
     def _parts(self) -> dict[str, Any]:
-        from vadis.generators.text import encoder_entry
+        from vadis.text_encoders import encoder_entry
 
         parts = {"tokenizer": self.tokenizer, "generator": self.generator}
         if self.planner is not None:

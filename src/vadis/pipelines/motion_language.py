@@ -112,7 +112,7 @@ class MotionLanguagePipeline(Pipeline):
         """What the planner reads sentences with, loaded when first needed; None without a planner."""
         with self._lock:
             if self._text_encoder is None and self.planner is not None:
-                from vadis.generators.text import text_encoder
+                from vadis.text_encoders import text_encoder
 
                 assert self.config.text_encoder is not None
                 self._text_encoder = text_encoder(self.config.text_encoder)

@@ -22,11 +22,11 @@ from torch import Tensor
 from vadis.errors import ModelError, VadisError
 from vadis.generators.diffusion import Sampler
 from vadis.generators.planner import PlanKind, PlannedSentences
-from vadis.generators.text import SentenceCache, check_prompts
 from vadis.pipelines.base import Capabilities, Made, MotionChunk, Piece, PipelineConfig, Work, decode_motion
 from vadis.pipelines.components import ComponentPipeline
 from vadis.pipelines.placing import RunningRoot
 from vadis.sizes import CONFIG, Name, Seconds
+from vadis.text_encoders import SentenceCache, check_prompts
 
 
 @checked_dataclass(frozen=True, config=CONFIG)

@@ -5,7 +5,7 @@ Shapes: R rows, n frames a latent, D features, J joints.
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,24 @@ from vadis.errors import VadisError
 from vadis.pipelines.placing import RunningRoot
 from vadis.server.protocol import Frames
 
-if TYPE_CHECKING:
-    from vadis.server.streams import LiveStream
-
 NOT_FINITE = "the model made numbers that are not finite: open a new stream."
+
+
+class Stream(Protocol):
+    """What a stream that shares the batch keeps for it."""
+
+    row: int | None
+    seed: int | None
+    text: int
+    """Number of the text that it follows; 0 before the first."""
+    vector: Tensor
+    since: int
+    """Latents made of that text."""
+    frames: int
+
+    def take_text(self) -> tuple[int, Tensor] | None: ...
+
+    def put_back(self, text: tuple[int, Tensor]) -> None: ...
 
 
 class Rows:
@@ -37,7 +51,7 @@ class Rows:
         self.place = torch.zeros(rows, 2, dtype=torch.float64)
         self.free = list(range(rows))[::-1]
 
-    def join(self, stream: "LiveStream") -> bool:
+    def join(self, stream: "Stream") -> bool:
         """Give a stream a row; False when none is free."""
         if not self.free:
             return False
@@ -53,14 +67,14 @@ class Rows:
         self.latents.leave(0)
         self.decoder.reset([0])
 
-    def leave(self, stream: "LiveStream") -> None:
+    def leave(self, stream: "Stream") -> None:
         """Take a stream's row back."""
         if stream.row is not None:
             self.latents.leave(stream.row)
             self.free.append(stream.row)
             stream.row = None
 
-    def change(self, stream: "LiveStream", number: int, vector: Tensor) -> None:
+    def change(self, stream: "Stream", number: int, vector: Tensor) -> None:
         """Make a stream follow another text."""
         if stream.text:
             self.latents.set_text(stream.row, vector)
@@ -68,14 +82,14 @@ class Rows:
             self.latents.start(stream.row, vector, None, stream.seed)
         stream.text, stream.vector, stream.since = number, vector, 0
 
-    def step(self, streams: Sequence["LiveStream"]) -> list[Frames | VadisError]:
+    def step(self, streams: Sequence["Stream"]) -> list[Frames | VadisError]:
         """The next frames of each stream; an error for one whose numbers are not finite, which must leave.
 
         Whatever the model raises is raised with every stream as it was before.
         """
         before = self.latents.saved([s.row for s in streams])
         texts = [(s.text, s.vector, s.since) for s in streams]
-        begun: list[tuple[LiveStream, tuple[int, Tensor]]] = []
+        begun: list[tuple[Stream, tuple[int, Tensor]]] = []
         try:
             return self._step(streams, begun)
         except Exception:
@@ -88,7 +102,7 @@ class Rows:
 
     @torch.no_grad()
     def _step(
-        self, streams: Sequence["LiveStream"], begun: list[tuple["LiveStream", tuple[int, Tensor]]]
+        self, streams: Sequence["Stream"], begun: list[tuple["Stream", tuple[int, Tensor]]]
     ) -> list[Frames | VadisError]:
         """As `step`; queued texts that begin are noted in `begun`."""
         started = time.perf_counter()

@@ -108,7 +108,7 @@ class EvaluatorTask(Task):
     def _vectors(self, texts: list[str], inputs: list[Tensor]) -> Tensor:
         if self.recipe.model.text_encoder == "minilm" and self.recipe.sentence_model is None:
             return F.normalize(torch.stack([row.float().mean(0) for row in inputs]), dim=-1)
-        from vadis.generators.text import MiniLMEncoder
+        from vadis.text_encoders import MiniLMEncoder
 
         return MiniLMEncoder(self.recipe.sentence_model).sentence(texts)
 

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.config import STRICT
-from vadis.data.latents import MIN_FRAMES, PLAN_STRIDE, LatentCorpus, extract_latents, latents_key
+from vadis.data.latent_corpus import MIN_FRAMES, PLAN_STRIDE, LatentCorpus, extract_latents, latents_key
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.generators.motionstreamer import MotionStreamer, MotionStreamerConfig
 from vadis.generators.planner import KinematicPlanner, with_plan
@@ -229,7 +229,7 @@ class MotionStreamerTask(Task):
 
 def open_latents(data: LatentData) -> LatentCorpus:
     """The latents of a recipe, extracted if they are not there. Raises FileError for latents made from something else."""
-    from vadis.generators.text import text_encoder
+    from vadis.text_encoders import text_encoder
 
     tokenizer = load(data.tokenizer)
     options: dict[str, Any] = {

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.config import STRICT
-from vadis.data.tokenize import EncodedCorpus
+from vadis.data.encoded_corpus import EncodedCorpus
 from vadis.errors import ModelError
 from vadis.generators.planner import KinematicPlanner, KinematicPlannerConfig
 from vadis.training.config import Batch, Frames, Recipe

@@ -12,7 +12,7 @@ from vadis.files import atomic_write
 from vadis.records import read_json
 from vadis.training.config import Recipe
 from vadis.training.report import read_log, read_run_page
-from vadis.training.study import HARMLESS, Cell, MotionEvaluation, Study, cell_recipe, facts, read_result
+from vadis.training.study_plan import HARMLESS, Cell, MotionEvaluation, Study, cell_recipe, facts, read_result
 
 METRICS = ("r1", "r2", "r3", "fid", "matching", "diversity", "skate", "jerk")
 """Kept of an evaluation, and of real motion beside it."""
@@ -112,7 +112,7 @@ def _losses(folder: Path) -> dict[str, Any]:
 
 def measure(recipe: Recipe, folder: Path, wanted: MotionEvaluation) -> dict[str, Any]:
     """Motions of the trained model, made for held-out captions, through `vadis.evaluate`."""
-    from vadis.pipelines.evaluate import evaluate
+    from vadis.evaluation.evaluate import evaluate
 
     weights = folder / wanted.weights
     if not weights.is_dir():
@@ -139,7 +139,7 @@ def pipeline_of(recipe: Any, weights: Path, wanted: MotionEvaluation) -> Any:
     import vadis
 
     if recipe.task == "generator":
-        from vadis.data.tokenize import EncodedCorpus, fingerprint
+        from vadis.data.encoded_corpus import EncodedCorpus, fingerprint
         from vadis.pipelines.load import load_tokenizer
         from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
 

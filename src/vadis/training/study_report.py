@@ -14,8 +14,8 @@ import numpy as np
 from vadis.errors import MissingExtra, VadisError
 from vadis.evaluation.protocol import load_protocol
 from vadis.files import atomic_write
-from vadis.training.study import Cell, Study, read_result
 from vadis.training.study_cell import METRICS
+from vadis.training.study_plan import Cell, Study, read_result
 
 FACTS = ("parameters", "body", "trained", "items", "tokens", "steps", "epochs")
 FEWEST = 4  # different sizes that a power law is fitted to

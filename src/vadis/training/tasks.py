@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vadis.config import STRICT, apply_overrides, as_dict, build, parse_setting, read_recipe
-from vadis.data.tokenize import EncodedCorpus
+from vadis.data.encoded_corpus import EncodedCorpus
 from vadis.errors import ModelError, VadisError
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.generators.t2mgpt import T2MGPT, T2MGPTConfig

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _LAZY = {
-    "Mannequin": "vadis.viewer.mannequin",
-    "build_mannequin": "vadis.viewer.mannequin",
+    "Mannequin": "vadis.body.mannequin",
+    "build_mannequin": "vadis.body.mannequin",
     "contact_sheet": "vadis.viewer.sheet",
     "write_page": "vadis.viewer.page",
     "view": "vadis.viewer.live",

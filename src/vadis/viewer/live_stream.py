@@ -11,12 +11,12 @@ import numpy as np
 
 from vadis import rotation
 from vadis.access import Access, page_url
+from vadis.body.mannequin import build_mannequin
 from vadis.errors import VadisError
 from vadis.motion import Motion
 from vadis.pipelines.base import MotionChunk
 from vadis.pipelines.player import Player
 from vadis.skeleton import smpl22
-from vadis.viewer.mannequin import build_mannequin
 from vadis.viewer.stage import THEME, start_server, stop_server
 
 PICTURES_A_SECOND = 30

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vadis.body.mannequin import Mannequin, build_mannequin
+from vadis.body.raster import Camera, render
+from vadis.body.surface import Array, vec
 from vadis.errors import MissingExtra, VadisError
 from vadis.files import atomic_write
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES
-from vadis.viewer.mannequin import Mannequin, build_mannequin
-from vadis.viewer.raster import Camera, render
-from vadis.viewer.surface import Array, vec
 
 _PAPER = (0.955, 0.958, 0.962)
 _INK, _FAINT = "#2b2f36", "#8a9099"

@@ -9,10 +9,10 @@ import numpy as np
 
 from vadis import rotation
 from vadis.access import Access, free_port
+from vadis.body.mannequin import build_mannequin
 from vadis.errors import MissingExtra, VadisError
 from vadis.motion import Motion
 from vadis.viewer.gate import guarded
-from vadis.viewer.mannequin import build_mannequin
 from vadis.viewer.sheet import floor_height, on_smpl22, titles_of
 
 if TYPE_CHECKING:

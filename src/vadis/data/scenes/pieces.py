@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from vadis.data.corpus import Corpus
 from vadis.errors import VadisError
-from vadis.metrics.kinematics import body_heading
+from vadis.kinematics import body_heading
 from vadis.motion import Motion
 from vadis.representations import representation
 from vadis.rotation import unwrap

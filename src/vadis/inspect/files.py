@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from vadis.errors import FileError, VadisError
+from vadis.inspect.models import describe_checkpoint, describe_folder
 from vadis.io.arrays import Npz, read_npy
 from vadis.io.bvh import longest_chain
-from vadis.io.recognize_models import describe_checkpoint, describe_folder
 from vadis.motion import Motion
 from vadis.records import parse_json, read_bytes
 

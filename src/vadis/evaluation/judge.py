@@ -1,7 +1,7 @@
 """Metrics that need someone who looks: does a rendered motion show what the text says? (MBench of ViMoGen)
 
 Condition consistency: a judge picks the label of a clip among ten options. Generalizability: a judge says whether a clip
-matches a description. Who judges is a plug-in (`vadis.metrics.judge_models`); nothing is sent anywhere unless a judge is
+matches a description. Who judges is a plug-in (`vadis.evaluation.judges`); nothing is sent anywhere unless a judge is
 made and passed in. Scores of different judges, prompts, renderers or frame rates don't compare; a score names them all.
 
 Replies are read in one of two ways. "literal" is the published rule with its faults: a colon in the reasoning or a quote

@@ -1,4 +1,4 @@
-"""Judges for `vadis.metrics.judge`: an OpenAI-compatible endpoint, a local vision-language model, an evaluator, a replay.
+"""Judges for `vadis.evaluation.judge`: an OpenAI-compatible endpoint, a local vision-language model, an evaluator, a replay.
 
 Only `HTTPJudge` sends anything, to the address it was given, and only when it is asked about a clip.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadis.errors import MissingExtra, VadisError
-from vadis.metrics.judge import Choice, JudgeScore, NoReply, Parse, PromptedJudge, RenderedClip, Verdict
+from vadis.evaluation.judge import Choice, JudgeScore, NoReply, Parse, PromptedJudge, RenderedClip, Verdict
 from vadis.motion import Motion
 
 
@@ -29,8 +29,8 @@ def render_clip(motion: Motion, fps: float = 5.0, size: int = 480, supersample: 
     60° of view, white ground, no GPU or display needed; about 0.1 s a picture. 5 frames/s is what the published judge
     sampled. Other skeletons are retargeted to smpl22.
     """
-    from vadis.viewer.mannequin import build_mannequin
-    from vadis.viewer.raster import Camera, render
+    from vadis.body.mannequin import build_mannequin
+    from vadis.body.raster import Camera, render
     from vadis.viewer.sheet import floor_height, on_smpl22
 
     moved = on_smpl22(motion).resample(fps) if fps < motion.fps else on_smpl22(motion)
@@ -79,7 +79,7 @@ class HTTPJudge(PromptedJudge):
         url: base address, e.g. "http://localhost:8000/v1"; "/chat/completions" is added.
         model: the model's name there; it becomes part of the judge's name.
         api_key: sent as a bearer token; None sends none.
-        parse: "strict" or "literal", see `vadis.metrics.judge`.
+        parse: "strict" or "literal", see `vadis.evaluation.judge`.
         tries: calls made before giving up, with pauses of 1, 2, 4, … seconds between them.
         most_frames: more frames than these are thinned out evenly.
         timeout: seconds to wait for a reply.

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from vadis import __version__
 from vadis.data.corpus import Corpus
+from vadis.data.encoded_corpus import ROWS, _Progress, _segments, fingerprint
 from vadis.data.parts import Parts
 from vadis.data.tables import Kind, Single, check_spans, is_finite, read_array, read_lists, read_page, read_table
-from vadis.data.tokenize import ROWS, _Progress, _segments, fingerprint
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_folder, stamp
-from vadis.metrics.kinematics import ATTRIBUTES, plan_rows
+from vadis.kinematics import ATTRIBUTES, plan_rows
 from vadis.records import checked, parse_json, read_bytes, read_json
 from vadis.representations import representation
 
@@ -166,7 +166,7 @@ def extract_latents(
 
     As published, a clip loses up to three frames at a random offset and its latents are drawn, not means. Sentence vectors
     of an older `out` by the same text encoder are used again. `plan_seconds`: also measure what the body does in windows of
-    at most that length (`vadis.metrics.kinematics`). Interrupted work is taken up again by the same call. Raises
+    at most that length (`vadis.kinematics`). Interrupted work is taken up again by the same call. Raises
     VadisError when nothing is left.
     """
     import pyarrow as pa

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vadis.viewer.surface import Array, unit, vec
+from vadis.body.surface import Array, unit, vec
 
 
 @dataclass(frozen=True)

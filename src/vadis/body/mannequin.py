@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
+from vadis.body.surface import Array, relax, sample, subdivide, surface_nets, unit, vec
 from vadis.errors import SkeletonError
 from vadis.motion import Motion
 from vadis.skeleton import SMPL22_NAMES, SMPL22_PARENTS, Skeleton
-from vadis.viewer.surface import Array, relax, sample, subdivide, surface_nets, unit, vec
 
 _REFERENCE_SPAN = 1.575  # head joint to ball of the foot of the default skeleton; the profiles were drawn on it
 _SOLE = 0.016  # the sole lies this far below the ball joint

@@ -167,7 +167,7 @@ def _segments(
 
     With `captionless` a clip that nothing is said of is one segment without sentences.
     """
-    from vadis.generators.text import MAX_CHARACTERS
+    from vadis.text_encoders import MAX_CHARACTERS
 
     ids: dict[str, int] = {}
     segments: list[_Segment] = []

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vadis.errors import MissingExtra
+from vadis.evaluation.compare_tokenizers import DRIFTS, TokenizerReport
 from vadis.files import atomic_write
-from vadis.pipelines.compare_tokenizers import DRIFTS, TokenizerReport
 
 COLUMNS = (
     ("tokenizer", lambda r: r.name),

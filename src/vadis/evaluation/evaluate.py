@@ -84,7 +84,7 @@ def evaluate(
         multimodality: also make many motions for some prompts, where the protocol asks for it.
         overwrite: start anew in `out`.
         pictures: worst and best clips drawn in the HTML report.
-        judge: for prompts, who looks at rendered clips (`vadis.metrics.judge_models`); nothing is sent without one.
+        judge: for prompts, who looks at rendered clips (`vadis.evaluation.judges`); nothing is sent without one.
         device: of models that are loaded here.
         settings: keywords for the pipeline's call.
         progress: called with stage, done, total.
