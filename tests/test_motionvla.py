@@ -1,5 +1,6 @@
 """MotionVLA: prompts, exact lengths, images that count, streaming, the pipeline and its bundle."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,12 @@ def test_bundle(pipe: MotionVLAPipeline, tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(VadisError, match="other files"):
         pipe.save_pretrained(tmp_path / "mine")
+    page = tmp_path / "bundle" / "language_model" / "config.json"
+    config = page.read_text()
+    page.write_text(json.dumps(json.loads(config) | {"image_token_id": -1}))
+    with pytest.raises(ModelError, match="language_model: the config's tokens for images are -1"):
+        vadis.load(tmp_path / "bundle")
+    page.write_text(config)
     page = tmp_path / "bundle" / "language_model" / "scene_packer.json"
     page.write_text('{"max_visual_tokens": "many"}')
     with pytest.raises(ModelError, match="scene_packer"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vadis.cancel import stop_if_cancelled
-from vadis.errors import ModelError, VadisError
+from vadis.errors import ModelError, VadisError, about
 from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
 from vadis.language.add_motion import MotionVocabulary, extend
 from vadis.language.checkpoints import load_language_model, save_language_model
@@ -294,5 +294,7 @@ class MotionVLA:
         model, text_tokenizer, vocabulary = load_language_model(folder, motion_tokenizer, **options)
         path = Path(folder) / "scene_packer.json"
         settings = read_json(path) if path.is_file() else {}
-        packer = ScenePacker.from_settings(text_tokenizer, SceneBackbone(model).facts, settings, str(path))
+        with about(folder):
+            facts = SceneBackbone(model).facts
+        packer = ScenePacker.from_settings(text_tokenizer, facts, settings, str(path))
         return cls(model.eval(), text_tokenizer, vocabulary, motion_tokenizer, packer)

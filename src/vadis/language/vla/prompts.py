@@ -46,6 +46,12 @@ class VisionFacts:
                 "qwen3_vl, qwen2_5_vl, qwen2_vl, or give text only."
             )
         image, start, end = (int(getattr(config, name)) for name in names)
+        rows = getattr(config, "text_config", config).vocab_size
+        if not all(0 <= token < rows for token in (image, start, end)):
+            raise ModelError(
+                f"the config's tokens for images are {image}, {start} and {end}; the text has 0 to {rows - 1:,}: download or save "
+                "the model again."
+            )
         sizes = [vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size]
         patch, merge, temporal = (int(s if isinstance(s, int) else s[0]) for s in sizes)
         return cls(image, start, end, patch, merge, temporal, config.model_type)
