@@ -20,7 +20,7 @@ help:
 	@echo "make demo    install, generate a motion from a sentence, write BVH, GLB, PNG and a page that plays it"
 	@echo "make test    install what the tests need and run them"
 	@echo "make test-full  the same, then what takes longer: ten thousand cases of damaged input a reader, kills, determinism"
-	@echo "make lint    ruff and pyright      make format   ruff format      make docs   build the documentation"
+	@echo "make lint    ruff, pyright and the order of imports      make format   ruff format      make docs   build the documentation"
 	@echo "make floors  the tests with the oldest versions that vadis takes, in an environment of its own (downloads much)"
 	@echo "make clean   remove .venv, .venv-floors and $(DEMO)"
 
@@ -81,6 +81,7 @@ test-full: test
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check src tests examples benchmarks
 	$(VENV)/bin/pyright --level error --pythonpath $(PY)
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix src tests examples benchmarks

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vadis.errors import FileError, ModelError, VadisError
-from vadis.language.vla.images import load_image
+from vadis.images import load_image
 from vadis.language.vla.prompts import Prompt, ScenePacker, VisionFacts, collate
 
 Image = pytest.importorskip("PIL.Image")

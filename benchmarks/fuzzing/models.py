@@ -228,7 +228,7 @@ def _make_images(root: Path) -> None:
 
 
 def _read_image(folder: Path) -> Any:
-    from vadis.language.vla.images import load_image
+    from vadis.images import load_image
 
     return np.asarray(load_image(folder / f"room.{folder.name}"))
 

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from vadis.component_files import Written
 from vadis.devices import pick_device, pick_dtype
 from vadis.errors import ModelError, VadisError
-from vadis.language.vla.images import Image
+from vadis.images import Image
 from vadis.language.vla.model import MotionVLA
 from vadis.loading import load_component
 from vadis.motion import Motion

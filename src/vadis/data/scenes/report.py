@@ -16,7 +16,7 @@ from vadis.data.scenes.layout import COLOURS, Thing
 from vadis.data.scenes.render import Camera
 from vadis.errors import MissingExtra, VadisError
 from vadis.files import atomic_write
-from vadis.language.vla.images import load_image
+from vadis.images import load_image
 from vadis.metrics.physical import ground_quality
 from vadis.motion import Motion
 from vadis.places import inside

@@ -19,12 +19,12 @@ from torch.nn import functional
 from vadis.cancel import stop_if_cancelled
 from vadis.errors import ModelError, VadisError, about
 from vadis.generators.sampling import RowNoise, Seed, check_sampling, choose
+from vadis.images import Image
 from vadis.language.add_motion import MotionVocabulary, extend
 from vadis.language.checkpoints import load_language_model, save_language_model
 from vadis.language.grammar import MotionGrammar
 from vadis.language.layout import MotionLayout
 from vadis.language.vla.backbone import SceneBackbone
-from vadis.language.vla.images import Image
 from vadis.language.vla.prompts import Prompt, ScenePacker, collate
 from vadis.tokenizers.dsft.codec import IntegerBPE
 from vadis.tokenizers.dsft.sequence import Encoded

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vadis.errors import ModelError, VadisError
-from vadis.language.vla.images import Image, load_image
+from vadis.images import Image, load_image
 from vadis.records import checked
 
 MAX_VISUAL_TOKENS = 256

@@ -1,0 +1,1 @@
+"""Corpora of motion and captions: built from files, checked, augmented, encoded."""
