@@ -331,7 +331,7 @@ def test_data_verbs_end_to_end(walk: Motion, tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert run("data", "stats", tmp_path / "corpus", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["clips"] == 8 and facts["captions"] == {"label": 8}
+    assert facts["clips"] == 8 and facts["captions"] == {"whole": 8}
     assert run("data", "check", tmp_path / "corpus", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["problems"] == [] and report["captions"] == 8

@@ -39,5 +39,11 @@ class Build:
         rejected = corpus.about.get("rejected", {})
         for reason, count in rejected.items():
             say(f"left out: {count} × {reason}")
+        groups, every = len(set(corpus.column("group"))), self.options.validation_every
+        if groups < every:
+            say(
+                f"warning: no clip is held out, since there are fewer groups of clips ({groups}) than --validation-every {every}; "
+                f"training measures on held-out clips, so build again with a smaller one."
+            )
         say(f"{len(corpus)} clips, {corpus.hours:.2f} h of {corpus.representation} at {corpus.fps:g} frames/s")
         print(out)
