@@ -13,9 +13,9 @@ from vadis.errors import VadisError
 
 @dataclass(frozen=True)
 class Build:
-    """Turn archives or folders of motion files and caption lists into a corpus; interrupted work is taken up again.
+    """Turn archives or folders of motion files and caption lists into a corpus; interrupted work is resumed.
 
-    vadis data build cmu31.tar.xz cmu43.tar.xz corpus/cmu --captions captions.jsonl --manifest manifest.jsonl
+    vadis data build cmu31.tar.xz cmu43.tar.xz corpora/cmu --captions captions.jsonl --manifest manifest.jsonl
     """
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC [SRC ...] OUT")]

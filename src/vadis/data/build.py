@@ -46,7 +46,7 @@ class BuildOptions:
     validation_every: int = 12
     """Every n-th group goes to the split "val"; 0 puts everything into "train"."""
     group: str = r"^(.*)$"
-    """Regular expression on the clip's name; clips whose first group agrees are never parted by the split."""
+    """Regular expression on the clip's name; clips whose first group agrees stay on the same side of the split."""
     limit: int = 0
     """Stop after this many files; 0 means all."""
 
