@@ -85,7 +85,9 @@ class Places:
     def take(self, client: str) -> None:
         """Take a place; raises Busy when there is none."""
         if self.by_client[client] >= self.per_client:
-            raise Busy(429, f"too many {self.what} in progress: {self.per_client} per client. Wait until one has ended.")
+            raise Busy(
+                429, f"too many {self.what} in progress: {self.per_client} per client. Wait until one has ended."
+            )
         if self.used >= self.total:
             raise Busy(503, f"too many {self.what} in progress: {self.total} in all. Try again later.")
         self.by_client[client] += 1
