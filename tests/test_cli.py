@@ -211,6 +211,20 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
     assert f"{tmp_path / 'file'} is a file, not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [
+    ["analyze", "frequency", "missing", "-o"], ["benchmark", "tokenizers", "--data", "missing", "--models", "x", "-o"],
+    ["data", "build", "takes", "-o"], ["data", "augment", "missing"], ["data", "encode", "missing", "--tokenizer", "x", "-o"],
+    ["data", "tokens", "missing", "--tokenizer", "x", "-o"], ["fit", "dsft", "missing", "-o"], ["data", "scenes", "missing"],
+])  # fmt: skip
+def test_a_folder_that_is_a_file_is_said_before_any_work(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert run(*words, "file") == 2
+    assert "can't write the folder file: a file of that name is in its place" in capsys.readouterr().err
+
+
 def test_settings_may_follow_flags() -> None:
     from vadis.cli.common import parse
     from vadis.cli.study import Scaling
@@ -331,7 +345,7 @@ def test_data_verbs_end_to_end(walk: Motion, tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert run("data", "stats", tmp_path / "corpus", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["clips"] == 8 and facts["captions"] == {"label": 8}
+    assert facts["clips"] == 8 and facts["captions"] == {"whole": 8}
     assert run("data", "check", tmp_path / "corpus", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["problems"] == [] and report["captions"] == 8

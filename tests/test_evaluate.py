@@ -603,7 +603,7 @@ def test_wrong_models_and_evaluators(corpus, judge, walks):
 def test_wrong_data(tmp_path, corpus, judge, walks):
     with pytest.raises(VadisError, match="no clip with split 'nowhere'"):
         run("baseline:real", corpus, judge, split="nowhere")
-    with pytest.raises(VadisError, match="kinds"):
+    with pytest.raises(VadisError, match=r"is of the kind label; there are: .*kinds="):
         run("baseline:real", corpus, judge, kinds=("label",))
     folder = tmp_path / "f"
     folder.mkdir()

@@ -182,10 +182,10 @@ def test_places() -> None:
     places = Places("streams", 3, 2)
     for client_name in ("a", "a", "b"):
         places.take(client_name)
-    with pytest.raises(Busy, match="you have 2 streams") as busy:
+    with pytest.raises(Busy, match="too many streams in progress: 2 per client") as busy:
         places.take("a")
     assert busy.value.status == 429
-    with pytest.raises(Busy, match="all 3 streams") as busy:
+    with pytest.raises(Busy, match="too many streams in progress: 3 in all") as busy:
         places.take("c")
     assert busy.value.status == 503
     places.give("b")

@@ -66,8 +66,10 @@ def fetch(name: str, **hub_options: Any) -> Path:
         folder = Path(snapshot_download(name, **options))
     except Exception as error:  # many kinds: no network, no such id, gated, not in the cache
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        if hub_options.get("local_files_only"):
+            reason = "it is not in the cache, and HF_HUB_OFFLINE forbids fetching it"
         raise ModelError(
-            f"can't get {name} from the Hub ({reason}). Check the id and the network, or give a folder."
+            f"there is no folder {name} here, and vadis can't get {name} from the Hub ({reason}). Check the name and the network."
         ) from error
     log.info("%s of the Hub, revision %s", name, commit_of(folder))
     check_links(folder)

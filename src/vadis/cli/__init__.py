@@ -47,7 +47,7 @@ VERBS = {
     "data tokens": ("vadis.cli.data_tokens:Tokens", "corpus → tokens and captions for training a language model"),
     "data instructions": (
         "vadis.cli.data_instructions:Instructions",
-        "what a language model is asked: look at it, or write rows for ms-swift",
+        "what a language model is asked, shown or written as rows for ms-swift",
     ),
     "data check": ("vadis.cli.data_check:Check", "read a whole corpus and verify every clip"),
     "data overlap": ("vadis.cli.data_overlap:Overlap", "repeated captions and motion: of test in train, or inside"),
@@ -56,7 +56,10 @@ VERBS = {
         "vadis.cli.benchmark_tokenizers:BenchmarkTokenizers",
         "tokenizers side by side on held-out clips",
     ),
-    "benchmark stream": ("vadis.cli.benchmark_stream:BenchmarkStream", "time of a latent and of the answer to a text"),
+    "benchmark stream": (
+        "vadis.cli.benchmark_stream:BenchmarkStream",
+        "time per latent, and until a new text takes effect",
+    ),
     "analyze frequency": ("vadis.cli.analyze:AnalyzeFrequency", "where the energy of motion features lies, with plots"),
     "import": ("vadis.cli.import_checkpoint:Import", "published checkpoint → a folder that vadis loads"),
     "doctor": ("vadis.doctor:Doctor", "versions, device, and what each missing extra would unlock"),

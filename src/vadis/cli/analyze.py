@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, print_json, say
+from vadis.cli.common import check_input, check_number, check_output_folder, print_json, say
 from vadis.errors import FileError, MissingExtra, VadisError
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class AnalyzeFrequency:
     """Cosine transform of features along time: energy by channel and coefficient, what truncation costs, plots.
 
-    Writes channels.csv (a row a channel), groups.csv (a row a slice and stream), clips.csv (a row a clip: errors after
+    Writes channels.csv (a row per channel), groups.csv (a row per slice and stream), clips.csv (a row per clip: errors after
     truncation), report.json and the plots frequency.png and reconstruction.png.
 
-    vadis analyze frequency corpus/cmu -o analysis
+    vadis analyze frequency corpora/cmu -o analysis
     vadis analyze frequency walk.npy run.npy --from hml263 -o analysis
     """
 
@@ -51,6 +51,7 @@ class AnalyzeFrequency:
     """Print report.json."""
 
     def run(self) -> None:
+        folder = check_output_folder(self.out)
         check_number("--threshold", self.threshold, 0, 1)
         check_number("--k-total", self.k_total, 2, 10_000)
         if self.plots:
@@ -81,7 +82,6 @@ class AnalyzeFrequency:
             "split_by_frequency": {"base": len(slow), "phys": len(fast)}, "groups": groups,
             "truncation": frequency.summary(rows),
         }  # fmt: skip
-        folder = Path(self.out)
         folder.mkdir(parents=True, exist_ok=True)
         by_slice = _slice_of(name)
         channels = [

@@ -17,7 +17,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class BenchmarkStream:
-    """How long a latent takes, decoder and root included, and how soon a body answers a text, its encoding included.
+    """How long a latent takes (decoder and root included), and how soon the body follows a new text (encoding included).
 
     vadis benchmark stream --model vadis-mini-stream --threads 1
     """
@@ -27,9 +27,9 @@ class BenchmarkStream:
     texts: int = 16
     """Texts pushed one after the other."""
     latents: int = 22
-    """Latents made of each; 22 are three seconds with four frames a latent."""
+    """Latents made for each; 22 are three seconds at four frames per latent."""
     seed: int = 0
-    """Of the stream."""
+    """Seed of the stream."""
     threads: int = 1
     """Threads of the model on a CPU."""
     device: str = "cpu"

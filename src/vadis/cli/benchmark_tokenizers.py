@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from vadis.cli.common import check_input, print_json, say
+from vadis.cli.common import check_input, check_output_folder, print_json, say
 from vadis.errors import VadisError
 from vadis.files import atomic_write
 from vadis.records import MAX_BYTES, checked, parse_json, read_bytes
@@ -18,7 +18,7 @@ from vadis.records import MAX_BYTES, checked, parse_json, read_bytes
 class BenchmarkTokenizers:
     """Tokenizers on the same held-out clips: errors, drift, jitter, skating, rate, codebook use, speed; table and plots.
 
-    A result is kept in the output folder and measured again only when the model or the data are others.
+    A result is kept in the output folder and measured again only when the model or the data have changed.
 
     Example: vadis benchmark tokenizers --data corpora/mini --models vadis-mini vq=runs/vq/model -o benchmarks/tokenizers
     """
@@ -28,13 +28,13 @@ class BenchmarkTokenizers:
     models: list[str]
     """Folders, bundled names or Hub ids of tokenizers or pipelines; `name=folder` sets the name in the table."""
     out: Annotated[str, arg(aliases=["-o"])] = "tokenizers"
-    """Folder of the table, the plots and the single results."""
+    """Folder of the table, the plots and the individual results."""
     split: str | None = "val"
     """Split of the corpus; `--split None` takes all."""
     seconds: float = 10.5
     """Clips are cut to this length; the drift over 10 s needs a little more."""
     limit: int | None = None
-    """At most so many clips, evenly spread."""
+    """At most this many clips, evenly spread."""
     evaluator: str | None = None
     """Folder or name of an evaluator, for FID."""
     allow_download: bool = False
@@ -43,6 +43,7 @@ class BenchmarkTokenizers:
     """Print JSON instead of the table."""
 
     def run(self) -> None:
+        folder = check_output_folder(self.out)
         from vadis.data.corpus import Corpus
         from vadis.evaluation.compare_plots import bars_plot, markdown_table, rate_distortion_plot
         from vadis.evaluation.compare_tokenizers import held_out_clips
@@ -51,7 +52,6 @@ class BenchmarkTokenizers:
         corpus = Corpus.open(check_input(self.data))
         clips = held_out_clips(corpus, self.split, seconds=self.seconds, limit=self.limit)
         evaluator = load(self.evaluator, allow_download=self.allow_download) if self.evaluator else None
-        folder = Path(self.out)
         folder.mkdir(parents=True, exist_ok=True)
         reports = [self._report(name, source, corpus, clips, evaluator, folder) for name, source in self._named()]
         table = markdown_table(reports)

@@ -31,11 +31,11 @@ class Caption:
     temperature: float | None = None
     """0 takes the likeliest words, the default for one sentence; 1 is the default for several."""
     max_tokens: int = 64
-    """Length at most."""
+    """Longest sentence, in tokens."""
     seed: int = 0
     """The same seed draws the same sentences."""
     fps: float | None = None
-    """Frame rate of the input, for files that don't say it."""
+    """Frame rate of the input, for files that don't state it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     allow_download: bool = False

@@ -33,7 +33,7 @@ class Clean:
     window: int | None = None
     """Frames of the smoothing filter, odd; by default 5 (compat only)."""
     fps: float | None = None
-    """Frame rate of the input, for files that don't say it or say it wrongly."""
+    """Frame rate of the input, for files that don't state it or state it wrongly."""
 
     def run(self) -> None:
         path = check_output(outputs(self.target, self.out, "vadis clean")[0], SUFFIXES)

@@ -52,7 +52,7 @@ class Convert:
     decode: Literal["rotations", "positions"] | None = None
     """Which part of features to believe; by default rotations for a motion file, positions for other features."""
     fps: float | None = None
-    """Frame rate of the input, for files that don't say it or say it wrongly."""
+    """Frame rate of the input, for files that don't state it or state it wrongly."""
     resample: float | None = None
     """Frame rate of the output; by default the input's, or that of the representation."""
     unit: str | None = None

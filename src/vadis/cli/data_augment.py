@@ -15,7 +15,7 @@ from vadis.data.corpus import Corpus
 class Augment:
     """Draw a larger captioned corpus from a small one: other speeds and headings, joined and combined stretches.
 
-    vadis data augment corpus/cmu corpus/cmu-augmented --clips 9000
+    vadis data augment corpora/cmu corpora/cmu-augmented --clips 9000
     """
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]

@@ -13,9 +13,9 @@ from vadis.errors import VadisError
 
 @dataclass(frozen=True)
 class Build:
-    """Turn archives or folders of motion files and caption lists into a corpus; interrupted work is taken up again.
+    """Turn archives or folders of motion files and caption lists into a corpus; interrupted work is resumed.
 
-    vadis data build cmu31.tar.xz cmu43.tar.xz corpus/cmu --captions captions.jsonl --manifest manifest.jsonl
+    vadis data build cmu31.tar.xz cmu43.tar.xz corpora/cmu --captions captions.jsonl --manifest manifest.jsonl
     """
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC [SRC ...] OUT")]
@@ -39,5 +39,11 @@ class Build:
         rejected = corpus.about.get("rejected", {})
         for reason, count in rejected.items():
             say(f"left out: {count} × {reason}")
+        groups, every = len(set(corpus.column("group"))), self.options.validation_every
+        if groups < every:
+            say(
+                f"warning: no clip is held out, since there are fewer groups of clips ({groups}) than --validation-every {every}; "
+                f"training measures on held-out clips, so build again with a smaller one."
+            )
         say(f"{len(corpus)} clips, {corpus.hours:.2f} h of {corpus.representation} at {corpus.fps:g} frames/s")
         print(out)

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 class Encode:
     """Turn a corpus into what a generator trains on: motion tokens, text features and kinematic plans, computed once.
 
-    vadis data encode corpus/cmu corpus/cmu-tokens --tokenizer runs/tokenizer/model
+    vadis data encode corpora/cmu corpora/cmu-tokens --tokenizer runs/tokenizer/model
     """
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
     """Folder of the corpus."""
     target: Target = None
-    """Folder to write; an older one is replaced when all is done."""
+    """Folder to write; an existing one is replaced once everything is done."""
     out: Out = ()
     """The same as OUT."""
     tokenizer: str
-    """The trained tokenizer: a folder, a bundled model's or a Hub id."""
+    """The trained tokenizer: a folder, a bundled model or a Hub id."""
     text_encoder: str = "minilm"
     """minilm, flan-t5-xl, sentence-t5-xxl or clip-vit-b32."""
     text_encoder_source: str | None = None

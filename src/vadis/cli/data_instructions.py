@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, print_json, say
+from vadis.cli.common import check_input, check_number, check_output_folder, print_json, say
 
 if TYPE_CHECKING:
     from vadis.language.instructions import Part
@@ -15,10 +15,10 @@ Task = Literal["text_to_motion", "motion_to_text", "prediction", "in_between", "
 
 @dataclass(frozen=True)
 class Instructions:
-    """Look at what a language model is asked, or write it as rows for MotionVLA and ms-swift.
+    """Show what a language model is asked, or write it as rows for MotionVLA and ms-swift.
 
-    vadis data instructions corpus/cmu-words --tasks text_to_motion motion_to_text --count 10
-    vadis data instructions corpus/cmu-dsft --rows rows/
+    vadis data instructions corpora/cmu-words --tasks text_to_motion motion_to_text --count 10
+    vadis data instructions corpora/cmu-dsft --rows rows/
     """
 
     tokens: Annotated[Positional[str], arg(metavar="TOKENS")]
@@ -36,11 +36,12 @@ class Instructions:
     count: int = 5
     """Instructions to print."""
     seed: int = 0
-    """Of the draws; of rows 42, as the original."""
+    """Seed of the draws; rows are always shuffled with 42, as in the original."""
 
     def run(self) -> None:
         path = check_input(self.tokens)
         if self.rows is not None:
+            check_output_folder(self.rows)
             from vadis.language.ms_swift import export_corpus
             from vadis.language.token_corpus import TokenCorpus
 

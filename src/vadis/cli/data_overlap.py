@@ -16,7 +16,7 @@ from vadis.files import atomic_write
 class Overlap:
     """Repeated captions and repeated motion: of a test split in the train split, of one corpus in another, or inside one.
 
-    With `--splits train test` or with OTHER the report tells what of the second part occurs in the first.
+    With `--splits train test` or with OTHER the report says how much of the second part occurs in the first.
     """
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]

@@ -16,7 +16,7 @@ from vadis.data.scenes.report import scene_report, scene_sheet
 class Scenes:
     """Make pictures of rooms, instructions, and motions that follow them, out of a corpus with recorded walking.
 
-    vadis data scenes corpus/cmu corpus/scenes --rooms 750 --sheet scenes.png
+    vadis data scenes corpora/cmu corpora/scenes --rooms 750 --sheet scenes.png
     """
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
@@ -28,7 +28,7 @@ class Scenes:
     options: OmitArgPrefixes[SceneOptions] = field(default_factory=SceneOptions)
 
     sheet: Annotated[str | None, arg(metavar="FILE.png")] = None
-    """Also draw the first rooms with the ways that the clips go."""
+    """Also draw the first rooms with the paths of their clips."""
 
     def run(self) -> None:
         out = output_folder(self.target, self.out, "vadis data scenes")

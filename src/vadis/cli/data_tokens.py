@@ -13,9 +13,9 @@ from vadis.errors import VadisError
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Turn a corpus into motion tokens with what is said of them: what a language model is trained on.
+    """Turn a corpus into motion tokens with their captions: what a language model is trained on.
 
-    vadis data tokens corpus/cmu corpus/cmu-words --tokenizer vadis-mini
+    vadis data tokens corpora/cmu corpora/cmu-words --tokenizer vadis-mini
 
     Instead of a corpus it reads rows of MotionVLA (`train.jsonl`, and `val.jsonl` beside it), whose tokens are ready.
     """
@@ -23,21 +23,21 @@ class Tokens:
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]
     """Folder of the corpus, or a .jsonl file of rows."""
     target: Target = None
-    """Folder to write; an older one is replaced when all is done."""
+    """Folder to write; an existing one is replaced once everything is done."""
     out: Out = ()
     """The same as OUT."""
     tokenizer: str
-    """The trained tokenizer (DSFT too): a folder, a bundled model's or a Hub id. Of rows: the one that made their tokens."""
+    """The trained tokenizer (DSFT too): a folder, a bundled model or a Hub id. Of rows: the one that made their tokens."""
     static: int = 0
-    """Tokenise so many held poses of the corpus instead, each 64 frames with sentences about the pose."""
+    """Instead tokenise this many poses of the corpus, each held for 64 frames, with sentences that describe the pose."""
     min_seconds: float = 0.4
     """Shorter stretches are left out."""
     max_seconds: float | None = None
     """Longer stretches are left out."""
     captionless: bool = True
-    """Also take clips that nothing is said of (for unconditional motion and continuing)."""
+    """Also take clips without captions (for unconditional motion and for continuing)."""
     seed: int = 0
-    """Of the choice of held poses."""
+    """Seed of the choice of poses."""
     device: str = "cpu"
     """cpu or cuda."""
     allow_download: bool = False

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from vadis.cli.common import call_settings, check_input, print_json, say
+from vadis.cli.common import call_settings, check_input, check_output_folder, print_json, say
 from vadis.errors import VadisError
 
 
@@ -33,7 +33,7 @@ class Evaluate:
     """Model of motion and text that gives embeddings; by default the bundled one where it fits; "none" does without."""
     baseline: str | None = None
     """Instead of a model: real, shuffled, noise, float, slide, frozen, smooth, mirrored or nearest."""
-    output: Annotated[str | None, arg(aliases=["-o"])] = None
+    output: Annotated[str | None, arg(aliases=["-o", "--out"])] = None
     """Folder for the report (JSON, Markdown, HTML) and the work; called again, the evaluation goes on there."""
     split: str | None = None
     """Split of the corpus; by default test, else val; "all" for everything."""
@@ -42,7 +42,7 @@ class Evaluate:
     repeats: int | None = None
     """Seeds; by default the protocol's."""
     generations: int | None = None
-    """Sets of predictions that are made; by default one a seed."""
+    """Sets of predictions that are made; by default one per seed."""
     limit: int | None = None
     """Only about this many items, evenly picked."""
     real: str | None = None
@@ -54,7 +54,7 @@ class Evaluate:
     multimodality: bool = False
     """Also make many motions for some prompts, where the protocol asks for it."""
     overwrite: bool = False
-    """Start anew in the output folder."""
+    """Start over in the output folder."""
     pictures: int = 3
     """Worst and best clips drawn in the HTML report."""
     judge: str | None = None
@@ -83,8 +83,8 @@ class Evaluate:
         if self.data is None:
             raise VadisError("give the recorded motions: --data CORPUS (for protocol mbench a file of prompts).")
         data = check_input(self.data)
-        if self.output and Path(self.output).is_file():
-            raise VadisError(f"{self.output} is a file: -o names a folder for the report.")
+        if self.output:
+            check_output_folder(self.output)
         from vadis.evaluation.evaluate import evaluate
 
         given = {"samples": self.samples, "guidance_scale": self.guidance_scale, "temperature": self.temperature}

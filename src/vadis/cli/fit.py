@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class FitDSFT:
     """Fit a DSFT tokenizer on the train split of a corpus and report its rate and error on the held-out clips.
 
-    vadis fit dsft corpus/cmu -o tokenizers/dsft --k 20 40 --window 4
+    vadis fit dsft corpora/cmu -o tokenizers/dsft --k 20 40 --window 4
     """
 
     corpus: Annotated[Positional[str], arg(metavar="CORPUS")]

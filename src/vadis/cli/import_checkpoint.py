@@ -19,7 +19,7 @@ class Import:
     """
 
     kind: Annotated[Positional[str], arg(metavar="KIND")]
-    """Layout of the checkpoint, e.g. motionmillion-fsq; a wrong one lists all."""
+    """Layout of the checkpoint, e.g. motionmillion-fsq; an unknown one lists them all."""
     source: Annotated[Positional[str], arg(metavar="SRC")]
     """The checkpoint: a file, or a folder of a published layout."""
     target: Annotated[Positional[str | None], arg(metavar="DIR")] = None

@@ -30,7 +30,7 @@ class Retarget:
     keep_height: bool = False
     """Don't put the feet on the floor."""
     fps: float | None = None
-    """Frame rate of the input, for files that don't say it or say it wrongly."""
+    """Frame rate of the input, for files that don't state it or state it wrongly."""
     resample: float | None = None
     """Frame rate of the output; by default the input's."""
 

@@ -41,7 +41,7 @@ class Serve:
     max_streams_per_client: int = 8
     """Streams of one address."""
     max_requests: int = 16
-    """Motions in work or waiting."""
+    """Motions in progress or waiting."""
     max_requests_per_client: int = 4
     """Of one address."""
     max_connections: int = 512
@@ -49,7 +49,7 @@ class Serve:
     max_seconds: float = 60.0
     """Longest motion of POST /generate."""
     grace: int = 20
-    """Seconds that motions in work get when the server is stopped."""
+    """Seconds that motions in progress get when the server is stopped."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     allow_download: bool = False

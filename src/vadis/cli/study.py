@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, print_json, say
+from vadis.cli.common import check_input, check_number, check_output_folder, print_json, say
 from vadis.errors import VadisError
 
 
@@ -29,7 +29,7 @@ class _StudyVerb:
     dry_run: bool = False
     """Print the cells with their parameters, data and steps; train nothing."""
     report: bool = False
-    """Only make tables and plots anew from the results that there are."""
+    """Only remake the tables and plots from the results so far."""
     json: bool = False
     """Print JSON."""
 
@@ -40,7 +40,9 @@ class _StudyVerb:
         from vadis.training.study import run_study
         from vadis.training.study_plan import cells, load_study
 
-        check_number("jobs", self.jobs, 1, 256)
+        check_number("--jobs", self.jobs, 1, 256)
+        if self.out is not None:
+            check_output_folder(self.out)
         study = load_study(check_input(self.file), self.settings, run=self.out)
         if (self.kind == "ablation") != bool(study.variants):
             has = "tables of variants" if study.variants else "axes alone"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Turn a motion file into tokens, with what is needed to decode them beside.
+    """Turn a motion file into tokens, together with what decoding needs.
 
     vadis tokenize walk.bvh -o walk.tokens.npz --model vadis-mini
     """
@@ -33,7 +33,7 @@ class Tokenize:
     model: str = "vadis-mini"
     """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
     fps: float | None = None
-    """Frame rate of the input, for files that don't say it."""
+    """Frame rate of the input, for files that don't state it."""
     allow_download: bool = False
     """Fetch from the Hub what a file in the model's folder names there."""
 
@@ -119,7 +119,7 @@ class Reconstruct:
     model: str = "vadis-mini"
     """Folder, bundled name or Hub id of a tokenizer, or of a pipeline that has one."""
     fps: float | None = None
-    """Frame rate of the input, for files that don't say it."""
+    """Frame rate of the input, for files that don't state it."""
     allow_download: bool = False
     """Fetch from the Hub what a file in the model's folder names there."""
     json: bool = False

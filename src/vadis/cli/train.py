@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input
+from vadis.cli.common import check_input, check_output_folder
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Train:
 
         settings = [*self.settings]
         if self.out is not None:
+            check_output_folder(self.out)
             settings.append(f"run={self.out}")
         if self.resume is not None:
             settings.append(f"resume={self.resume}")

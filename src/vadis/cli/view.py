@@ -27,7 +27,7 @@ class View:
     out: Annotated[tuple[str, ...], arg(aliases=["-o"], metavar="FILE"), UseAppendAction] = ()
     """Write a self-contained .html page or a .png contact sheet instead of serving."""
     fps: float | None = None
-    """Frame rate, for files that don't say it or say it wrongly."""
+    """Frame rate, for files that don't state it or state it wrongly."""
     host: str = "127.0.0.1"
     """Address to serve at; 0.0.0.0 lets other machines in."""
     port: int = 8080

@@ -293,7 +293,7 @@ def augment_corpus(
 ) -> Corpus:
     """Draw `options.clips` training and `options.validation_clips` validation clips from a corpus into a new one.
 
-    Deterministic in (corpus, options); interrupted work is taken up again. Validation clips are plain segments and crops
+    Deterministic in (corpus, options); interrupted work is resumed. Validation clips are plain segments and crops
     of the validation split.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

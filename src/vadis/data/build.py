@@ -8,6 +8,7 @@ Every stage is a plain function on one motion; nothing is skipped silently: what
 import hashlib
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class BuildOptions:
     validation_every: int = 12
     """Every n-th group goes to the split "val"; 0 puts everything into "train"."""
     group: str = r"^(.*)$"
-    """Regular expression on the clip's name; clips whose first group agrees are never parted by the split."""
+    """Regular expression on the clip's name; clips whose first group agrees stay on the same side of the split."""
     limit: int = 0
     """Stop after this many files; 0 means all."""
 
@@ -85,7 +86,8 @@ class Facts(TypedDict):
 def read_captions(paths: Iterable[str | Path]) -> dict[str, list[Caption]]:
     """Caption lists by clip name from JSONL files.
 
-    A row has `clip`, `start_s`, `end_s` (0: the clip's end) and either `text` (with `source` or `kind`) or the described form:
+    A row has `clip`, `start_s`, `end_s` (0: the clip's end) and either `text` (of the kind `kind` or `source`, "whole" where
+    neither is given) or the described form:
     `whole` (a list of sentences), `detailed`, `upper`, `lower`. Raises FileError naming file, line and field.
     """
     found: dict[str, list[Caption]] = defaultdict(list)
@@ -100,7 +102,7 @@ def read_captions(paths: Iterable[str | Path]) -> dict[str, list[Caption]]:
                     "or 0 for the clip's."
                 )
             if "text" in row:
-                texts = [(row["text"], row.get("kind", row.get("source", "label")))]
+                texts = [(row["text"], row.get("kind", row.get("source", "whole")))]
             elif row.keys() & {"whole", *_KINDS}:
                 texts = [(text, "whole") for text in row.get("whole", ())]
                 texts += [(text, kind) for kind in _KINDS if (text := row.get(kind))]
@@ -295,10 +297,20 @@ def _add_clip(
         notes = {"split": splits[group], "group": group, "licence": str(facts.get("licence", "unknown")),
                  "source": str(facts.get("source", path.parent.name)), **keep}  # fmt: skip
         if clip not in writer:
-            writer.add(clip, rep.encode(part), texts, **notes)
+            writer.add(clip, _encode(rep, part, clip), texts, **notes)
         if options.mirror and f"M{clip}" not in writer:
             flipped = [Caption(mirror_text(c.text), c.start, c.end, c.kind) for c in texts]
-            writer.add(f"M{clip}", rep.encode(part.mirror()), flipped, **notes, mirrored=True)
+            writer.add(f"M{clip}", _encode(rep, part.mirror(), f"M{clip}"), flipped, **notes, mirrored=True)
+
+
+def _encode(rep: Any, motion: Motion, clip: str) -> torch.Tensor:
+    """The features of a motion; what the representation warns of begins with the clip's name."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        features = rep.encode(motion)
+    for warning in caught:
+        warnings.warn(f"{clip}: {warning.message}", warning.category, stacklevel=2)
+    return features
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:

@@ -523,7 +523,8 @@ class Corpus:
                 keep &= values == wanted
                 if not keep.any():
                     there = ", ".join(sorted(set(values))[:20])
-                    raise VadisError(f"no clip with {name} {wanted!r} in {self.path}. There are: {there}.")
+                    hint = " Hold clips out with `vadis data build … --validation-every N`." if wanted == "val" else ""
+                    raise VadisError(f"no clip with {name} {wanted!r} in {self.path}. There are: {there}.{hint}")
         return Corpus(self.path, self.about, self._table.filter(keep), self._shards)
 
     def with_splits(self, splits: Sequence[str]) -> "Corpus":

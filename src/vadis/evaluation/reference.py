@@ -200,13 +200,18 @@ def from_corpus(corpus: Corpus, protocol: Protocol, split: str | None = None, ki
     if chosen is None:
         raise VadisError(f"{corpus.path} has no test and no val split (it has: {', '.join(sorted(there))}): name one, or all.")  # fmt: skip
     part = corpus if chosen == "all" else corpus.subset(chosen)
+    name = f"{corpus.path.resolve().name}/{chosen}"
+    known = {caption["kind"] for captions in part.column("captions") for caption in captions}
+    if protocol.task != "reconstruction" and kinds and known and not known & set(kinds):
+        raise VadisError(
+            f"no caption of {name} is of the kind {' or '.join(kinds)}; there are: {', '.join(sorted(known))}. Choose with kinds=."
+        )
     items, digest = [], hashlib.sha256()
     for row, (clip, captions) in enumerate(zip(part.ids, part.column("captions"), strict=True)):
         texts = [(Text(c["text"]), c["start"], c["end"]) for c in captions if not kinds or c["kind"] in kinds]
         items += _spans(clip, row, int(part.frames[row]), part.fps, texts, protocol)
         if row % max(1, len(part) // 200) == 0:
             digest.update(part.frames_of(row, 0, 1).numpy().tobytes())
-    name = f"{corpus.path.resolve().name}/{chosen}"
     return _make(name, part.representation, part.fps, items, part.frames_of, digest, protocol, corpus)
 
 

@@ -76,7 +76,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The request took too long to arrive.",
         413: "The request is too large.",
         422: "A value doesn't fit.",
-        429: "This client has enough requests in work.",
+        429: "This client has too many requests in progress.",
         500: "The server failed.",
         501: "A package that writes this format is not installed.",
         503: "The server is full or failed.",
@@ -96,7 +96,7 @@ class Service:
         self.streams = Places("streams", settings.max_streams, settings.max_streams_per_client)
         self.requests = Places("requests", settings.max_requests, settings.max_requests_per_client)
         self.metrics.gauge("vadis_streams", "WebSocket streams now.", lambda: self.streams.used)
-        self.metrics.gauge("vadis_requests", "Motions in work or waiting now.", lambda: self.requests.used)
+        self.metrics.gauge("vadis_requests", "Motions in progress or waiting now.", lambda: self.requests.used)
         self.engines: dict[str, StreamEngine] = {}
         self.turn = asyncio.Semaphore(1)  # one motion at a time: more would only share the same cores
         self.texts = ThreadPoolExecutor(1, thread_name_prefix="vadis-texts")

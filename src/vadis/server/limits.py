@@ -39,7 +39,7 @@ class ServerSettings:
     trust_proxy: tuple[str, ...] | None = None
     """Addresses or networks of proxies that say whom they pass on, loopback included; None believes nobody."""
     max_requests: int = Field(default=16, ge=1)
-    """POST /generate in work or waiting."""
+    """POST /generate in progress or waiting."""
     max_requests_per_client: int = Field(default=4, ge=1)
     max_seconds: float = Field(default=60.0, gt=0.2)
     """Longest motion of POST /generate."""
@@ -85,9 +85,11 @@ class Places:
     def take(self, client: str) -> None:
         """Take a place; raises Busy when there is none."""
         if self.by_client[client] >= self.per_client:
-            raise Busy(429, f"you have {self.per_client} {self.what} already: end one first.")
+            raise Busy(
+                429, f"too many {self.what} in progress: {self.per_client} per client. Wait until one has ended."
+            )
         if self.used >= self.total:
-            raise Busy(503, f"all {self.total} {self.what} are taken: try again later.")
+            raise Busy(503, f"too many {self.what} in progress: {self.total} in all. Try again later.")
         self.by_client[client] += 1
 
     def give(self, client: str) -> None:

@@ -36,12 +36,12 @@ def make_server(
 ) -> uvicorn.Server:
     """A server to `run()`, or `await serve()`; it stops on SIGINT and SIGTERM, or when `should_exit` is set.
 
-    It then accepts no one, closes streams with code 1012 and finishes the motions in work, for `grace_seconds` at most.
+    It then accepts no one, closes streams with code 1012 and finishes the motions in progress, for `grace_seconds` at most.
     """
     settings = settings or ServerSettings()
     limit = settings.max_connections
     _raise_file_limit(limit + 256)
-    busy = json.dumps(error_page("busy", f"all {limit} connections are taken: try again later.")).encode()
+    busy = json.dumps(error_page("busy", f"too many open connections: {limit} in all. Try again later.")).encode()
     refusal = (
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\nconnection: close\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(busy), busy)

@@ -65,7 +65,10 @@ class PlannerTask(Task):
             raise ModelError(f"the longest sentence of {data.corpus} has {longest} tokens; a planner reads {places}.")
         self.model.set_statistics(plans)
         if model.bank_size > len(plans):
-            raise ModelError(f"model.bank_size {model.bank_size} is more than the {len(plans)} plans of {data.corpus}.")
+            raise ModelError(
+                f"model.bank_size {model.bank_size} is more than the {len(plans)} plans of "
+                f"{data.corpus}: set model.bank_size={len(plans)} or less."
+            )
         if model.bank_size:
             every = torch.linspace(0, len(plans) - 1, model.bank_size).long()
             self.model.bank.copy_(plans[every])

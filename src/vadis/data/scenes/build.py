@@ -40,7 +40,7 @@ class SceneOptions:
     height: int = 128
     """Pixels."""
     captions: int = 6
-    """Wordings of the instruction a clip."""
+    """Wordings of the instruction per clip."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(KINDS))
     """Weight of each kind of motion: walk, around, turn, sit."""
     val_share: float = 0.08
@@ -48,9 +48,9 @@ class SceneOptions:
     test_share: float = 0.12
     """Share of the rooms in the split "test"."""
     most_turn: float = 2.0
-    """Radians that a walk is bent at most."""
+    """Largest angle by which a walk is bent, in radians."""
     camera_azimuth: float = 0.0
-    """Radians that the camera may stand to either side of the point behind the body."""
+    """Largest angle of the camera to either side of the point behind the body, in radians."""
 
     def __post_init__(self) -> None:
         if self.rooms < 1 or self.captions < 1:
@@ -71,7 +71,7 @@ class SceneOptions:
 def build_scenes(corpus: Corpus, out: str | Path, options: SceneOptions | None = None, progress: bool = True) -> Corpus:
     """Write the scene corpus `out` from what was recorded in `corpus`.
 
-    Deterministic in (corpus, options); interrupted work is taken up again. Raises VadisError when the corpus lacks what
+    Deterministic in (corpus, options); interrupted work is resumed. Raises VadisError when the corpus lacks what
     the wanted kinds need or nothing can be drawn here, MissingExtra without mujoco or pillow.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
