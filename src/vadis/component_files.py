@@ -24,8 +24,7 @@ from vadis.devices import pick_dtype
 from vadis.errors import FileError, ModelError
 from vadis.files import atomic_folder, atomic_write
 from vadis.locks import only_run
-from vadis.places import check_links
-from vadis.places import relative_name as _inside
+from vadis.places import check_links, relative_name
 from vadis.records import checked, read_json
 from vadis.safetensors_files import Entry, read_header, read_safetensors
 from vadis.sizes import check_memory, check_numbers
@@ -146,13 +145,13 @@ def save_bundle(
             if part is None or isinstance(part, dict | list):
                 index[name] = part
             elif isinstance(part, Written):
-                part.write(temporary / _inside(name))
+                part.write(temporary / relative_name(name))
                 index[name] = [part.library, part.class_name]
             elif isinstance(part, Path):
-                _copy_plain(part, _make(temporary / _inside(name)))
+                _copy_plain(part, _make(temporary / relative_name(name)))
                 index[name] = ["transformers", "PreTrainedModel"]
             else:
-                part.save_pretrained(temporary / _inside(name))
+                part.save_pretrained(temporary / relative_name(name))
                 index[name] = ["vadis", type(part).__name__]
         if generation_config is not None:
             write_json(temporary / "generation_config.json", generation_config)
@@ -228,7 +227,7 @@ def weight_headers(folder: Path) -> dict[Path, dict[str, Entry]]:
     names = ["model.safetensors"] if where is None else sorted(set(where.values()))
     headers: dict[Path, dict[str, Entry]] = {}
     for name in names:
-        path = folder / _inside(name)
+        path = folder / relative_name(name)
         if not path.is_file():
             raise ModelError(
                 f"the weights are missing: there is no {name} in {folder}. Download or save the model again."

@@ -3,12 +3,12 @@
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_type_hints
 
-from pydantic import ConfigDict, Tag, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.records import first_problem, parse_yaml, read_yaml
@@ -25,6 +25,16 @@ def build_config(config_class: type, fields: dict[str, Any], where: str = "confi
         return config_class(**fields)
     except ValidationError as error:
         raise ModelError(f"{where}: {first_problem(error)}") from error
+
+
+def chosen_by_type(kinds: Mapping[str, Any], usual: str) -> Any:
+    """The union of these dataclasses, of which the field `type` chooses one; `usual` where it is missing."""
+    members = tuple(Annotated[kind, Tag(name)] for name, kind in kinds.items())
+
+    def chosen(value: Any) -> Any:
+        return value.get("type", usual) if isinstance(value, dict) else getattr(value, "type", None)
+
+    return Annotated[Union[members], Discriminator(chosen)]  # noqa: UP007 - built at run time
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -15,21 +15,24 @@ from vadis.checkpoint import find_state_dict, read_file, read_state_dict, weight
 from vadis.errors import FileError, ModelError, about
 from vadis.hub import find_folder
 from vadis.io.arrays import read_array
-from vadis.loading import resolve
+from vadis.plugins import Table, resolve
 
-IMPORTERS = {
-    "motionstreamer-tae": "vadis.tokenizers.causal_tae:from_motionstreamer",
-    "motionmillion-fsq": "vadis.tokenizers.fsq:from_motionmillion",
-    "t2mgpt-vqvae": "vadis.tokenizers.vqvae:from_t2mgpt",
-    "momask-rvq": "vadis.tokenizers.rvqvae:from_momask",
-    "motion-vqvae": "vadis.tokenizers.mg_vqvae:from_motion_vqvae",
-    "t2mgpt-gpt": "vadis.generators.t2mgpt:from_t2mgpt",
-    "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
-    "motionstreamer-ar": "vadis.generators.motionstreamer:from_motionstreamer",
-    "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
-    "guo-evaluator": "vadis.evaluators.guo:from_guo",
-    "nrdf": "vadis.evaluators.nrdf:from_nrdf",
-}
+IMPORTERS = Table(
+    "vadis.importers",
+    {
+        "motionstreamer-tae": "vadis.tokenizers.causal_tae:from_motionstreamer",
+        "motionmillion-fsq": "vadis.tokenizers.fsq:from_motionmillion",
+        "t2mgpt-vqvae": "vadis.tokenizers.vqvae:from_t2mgpt",
+        "momask-rvq": "vadis.tokenizers.rvqvae:from_momask",
+        "motion-vqvae": "vadis.tokenizers.mg_vqvae:from_motion_vqvae",
+        "t2mgpt-gpt": "vadis.generators.t2mgpt:from_t2mgpt",
+        "motionmillion-ar": "vadis.generators.motionmillion:from_motionmillion",
+        "motionstreamer-ar": "vadis.generators.motionstreamer:from_motionstreamer",
+        "ms272-evaluator": "vadis.evaluators.tmr:from_motionstreamer",
+        "guo-evaluator": "vadis.evaluators.guo:from_guo",
+        "nrdf": "vadis.evaluators.nrdf:from_nrdf",
+    },
+)
 """Kind of a published file → function of its state dict and options."""
 WHOLE_FILES = {"guo-evaluator"}
 """Kinds whose file holds several state dicts: their importer takes all that it holds."""
@@ -61,9 +64,9 @@ def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **op
     `options` are fields of the component's config that the tensors don't tell, and `mean`, `std` (arrays or .npy files; for
     a tokenizer they are also looked for beside the file). Raises ModelError or FileError.
     """
-    kinds = IMPORTERS | FOLDER_IMPORTERS
-    if kind not in kinds:
-        raise ModelError(f"unknown checkpoint kind {kind!r}: use one of {', '.join(sorted(kinds))}.")
+    if kind not in IMPORTERS and kind not in FOLDER_IMPORTERS:
+        known = sorted([*IMPORTERS, *FOLDER_IMPORTERS])
+        raise ModelError(f"unknown checkpoint kind {kind!r}: use one of {', '.join(known)}.")
     for name in ("mean", "std"):
         if isinstance(options.get(name), str | Path):
             options[name] = read_array(options[name])
@@ -72,8 +75,8 @@ def import_checkpoint(kind: str, source: str | Path | Mapping[str, Tensor], **op
             raise ModelError(f"{kind} is a folder of several files: give its path.")
         folder = find_folder(source)
         with about(folder):
-            return resolve(kinds[kind])(folder, **options)
-    importer = resolve(kinds[kind])
+            return resolve(FOLDER_IMPORTERS[kind])(folder, **options)
+    importer = IMPORTERS[kind]
     if isinstance(source, Mapping):
         return importer(source if kind in WHOLE_FILES else find_state_dict(source), **options)
     preferred = [f"{kind.split('-')[-1]}{suffix}" for suffix in (".safetensors", ".pt", ".pth")]

@@ -5,57 +5,63 @@ come in through `vadis.importing`.
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vadis.component import MotionTokenizer
+from vadis.component import MotionTokenizer, Part
 from vadis.component_files import read_component, read_page
 from vadis.devices import pick_device
 from vadis.errors import FileError, ModelError, about
 from vadis.hub import find_folder
-from vadis.places import HubName, check_links
-from vadis.places import relative_name as _inside
+from vadis.places import HubName, check_links, relative_name
+from vadis.plugins import Table
 from vadis.records import checked, read_json
 
-COMPONENTS = {
-    "causal_tae": "vadis.tokenizers.causal_tae:CausalTAE",
-    "dsft": "vadis.tokenizers.dsft.tokenizer:DSFTTokenizer",
-    "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
-    "lfq1d": "vadis.tokenizers.lfq:LFQTokenizer",
-    "lfq2d": "vadis.tokenizers.lfq2d:LFQ2DTokenizer",
-    "vq": "vadis.tokenizers.vqvae:VQTokenizer",
-    "rvq": "vadis.tokenizers.rvqvae:RVQTokenizer",
-    "mg_vq": "vadis.tokenizers.mg_vqvae:MGVQTokenizer",
-    "motionmillion": "vadis.generators.motionmillion:MotionMillion",
-    "t2mgpt": "vadis.generators.t2mgpt:T2MGPT",
-    "motionstreamer": "vadis.generators.motionstreamer:MotionStreamer",
-    "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
-    "nrdf": "vadis.evaluators.nrdf:PoseField",
-    "tmr": "vadis.evaluators.tmr:TMREvaluator",
-    "guo": "vadis.evaluators.guo:GuoEvaluator",
-}
-"""`type` in config.json → class."""
-BUNDLES = {
-    "TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline",
-    "MotionStreamPipeline": "vadis.pipelines.stream:MotionStreamPipeline",
-    "MotionVLAPipeline": "vadis.pipelines.motionvla:MotionVLAPipeline",
-    "MotionLanguagePipeline": "vadis.pipelines.motion_language:MotionLanguagePipeline",
-}
-"""`_class_name` in model_index.json → class with `from_pretrained(folder, dtype=, device=, **overrides)`."""
+
+def _check_component(name: str, found: Any) -> None:
+    if not (isinstance(found, type) and issubclass(found, Part)):
+        raise ModelError(f"{found!r:.60} is not a subclass of vadis.component.Part")
 
 
-def resolve(target: str) -> Any:
-    """The object that `module:name` stands for."""
-    module, name = target.split(":")
-    return getattr(import_module(module), name)
+COMPONENTS = Table(
+    ("vadis.tokenizers", "vadis.generators", "vadis.evaluators"),
+    {
+        "causal_tae": "vadis.tokenizers.causal_tae:CausalTAE",
+        "dsft": "vadis.tokenizers.dsft.tokenizer:DSFTTokenizer",
+        "fsq": "vadis.tokenizers.fsq:FSQTokenizer",
+        "lfq1d": "vadis.tokenizers.lfq:LFQTokenizer",
+        "lfq2d": "vadis.tokenizers.lfq2d:LFQ2DTokenizer",
+        "vq": "vadis.tokenizers.vqvae:VQTokenizer",
+        "rvq": "vadis.tokenizers.rvqvae:RVQTokenizer",
+        "mg_vq": "vadis.tokenizers.mg_vqvae:MGVQTokenizer",
+        "motionmillion": "vadis.generators.motionmillion:MotionMillion",
+        "t2mgpt": "vadis.generators.t2mgpt:T2MGPT",
+        "motionstreamer": "vadis.generators.motionstreamer:MotionStreamer",
+        "kinematic_planner": "vadis.generators.planner:KinematicPlanner",
+        "nrdf": "vadis.evaluators.nrdf:PoseField",
+        "tmr": "vadis.evaluators.tmr:TMREvaluator",
+        "guo": "vadis.evaluators.guo:GuoEvaluator",
+    },
+    _check_component,
+)
+"""`type` in config.json → class. A new family is a line here, or an entry point of its own package."""
+BUNDLES = Table(
+    "vadis.pipelines",
+    {
+        "TextToMotionPipeline": "vadis.pipelines.text_to_motion:TextToMotionPipeline",
+        "MotionStreamPipeline": "vadis.pipelines.stream:MotionStreamPipeline",
+        "MotionVLAPipeline": "vadis.pipelines.motionvla:MotionVLAPipeline",
+        "MotionLanguagePipeline": "vadis.pipelines.motion_language:MotionLanguagePipeline",
+    },
+)
+"""`_class_name` in model_index.json → class of pipeline."""
 
 
 def component_classes() -> dict[str, type]:
     """Every class of COMPONENTS by its `type`; imports their modules."""
-    return {name: resolve(target) for name, target in COMPONENTS.items()}
+    return dict(COMPONENTS.usable())
 
 
 def load(
@@ -96,7 +102,7 @@ def pipeline_class(folder: Path) -> Any:
         raise ModelError(
             f"{folder} is a {name!r:.60}; vadis knows {', '.join(BUNDLES)}. See `vadis import` for other layouts."
         )
-    return resolve(BUNDLES[name])
+    return BUNDLES[name]
 
 
 def load_component(
@@ -117,7 +123,7 @@ def _load_component(folder: Path, dtype: str | torch.dtype | None, target: torch
     kind = read_page(folder).get("type")
     if not isinstance(kind, str) or kind not in COMPONENTS:
         raise ModelError(f"{folder} has the type {kind!r:.60}; this vadis knows {', '.join(sorted(COMPONENTS))}.")
-    return read_component(resolve(COMPONENTS[kind]), folder, dtype, target, strict)
+    return read_component(COMPONENTS[kind], folder, dtype, target, strict)
 
 
 _Part = tuple[str, str] | dict[str, str | None] | None
@@ -153,7 +159,7 @@ def load_bundle(
         elif isinstance(entry, list) and entry[0] == "vadis":
             where = "cpu" if name == "planner" else device
             with about(path):
-                place = folder / _inside(name)
+                place = folder / relative_name(name)
             parts[name] = load_component(place, dtype=dtype, device=where)
             if type(parts[name]).__name__ != entry[1]:
                 raise ModelError(f"{path}: {name} is a {type(parts[name]).__name__}, not a {entry[1]}.")
@@ -163,9 +169,9 @@ def load_bundle(
 
 
 def check_parts(
-    folder: Path, parts: Mapping[str, Any], given: Mapping[str, Any], generators: tuple[str, ...], continuous: bool
+    folder: Path, parts: Mapping[str, Any], given: Mapping[str, Any], generators: type, continuous: bool
 ) -> None:
-    """Raise ModelError unless a bundle has a tokenizer and a generator of these types, and no planner of another kind.
+    """Raise ModelError unless a bundle has a tokenizer and a generator of this class, and no planner of another kind.
 
     `continuous`: the tokenizer makes latents. Parts that the caller has `given` are taken as they are.
     """
@@ -180,7 +186,7 @@ def check_parts(
             )
             raise ModelError(f'{path}: {kind} is {found}; expected ["vadis", CLASS] of a {kind}.')
     tokenizer, generator = parts["tokenizer"], parts["generator"]
-    if "generator" not in given and generator.config.type not in generators:
+    if "generator" not in given and not isinstance(generator, generators):
         raise ModelError(
             f"{path}: the generator is a {type(generator).__name__}, which this kind of pipeline can't use."
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vadis.errors import FileError, VadisError
 from vadis.evaluation.page import page
-from vadis.evaluation.report import METRICS, Report, same
+from vadis.evaluation.report import Report, metrics, same
 from vadis.files import atomic_write
 
 MUST_AGREE = ("protocol", "evaluator", "data", "judge")
@@ -58,10 +58,11 @@ def _called(report: Report, what: str) -> str:
 
 def write_leaderboard(reports: Sequence[Report], path: str | Path) -> Path:
     """Write the sortable page: real motion first, then a row a report."""
-    shown = [k for k in METRICS if any(k in r.result for r in reports)]
+    known = metrics()
+    shown = [k for k in known if any(k in r.result for r in reports)]
     arrow = {"higher": "↑", "lower": "↓", "real": "→"}
     head = "".join(
-        f"<th>{html.escape(METRICS[k].label)} {arrow[METRICS[k].better]}<br><small>{html.escape(METRICS[k].unit)}</small></th>"
+        f"<th>{html.escape(known[k].label)} {arrow[known[k].better]}<br><small>{html.escape(known[k].unit)}</small></th>"
         for k in shown
     )
     rows = [_row("real motion", reports[0].real, shown, "")]
@@ -80,17 +81,19 @@ def write_leaderboard(reports: Sequence[Report], path: str | Path) -> Path:
 
 def markdown(reports: Sequence[Report]) -> str:
     """The table for a terminal or a README."""
-    shown = [k for k in METRICS if any(k in r.result for r in reports)]
-    lines = ["| model | " + " | ".join(METRICS[k].label for k in shown) + " |", "| --- |" + " ---: |" * len(shown)]
+    known = metrics()
+    shown = [k for k in known if any(k in r.result for r in reports)]
+    lines = ["| model | " + " | ".join(known[k].label for k in shown) + " |", "| --- |" + " ---: |" * len(shown)]
     for name, values in [("real motion", reports[0].real), *((r.model, r.result) for r in reports)]:
-        cells = [values[k].text(METRICS[k].digits) if k in values else "—" for k in shown]
+        cells = [values[k].text(known[k].digits) if k in values else "—" for k in shown]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _row(name: str, values: dict, shown: Sequence[str], sets: str) -> str:
+    known = metrics()
     cells = "".join(
-        f'<td data-v="{values[k].mean!r}">{values[k].text(METRICS[k].digits)}</td>'
+        f'<td data-v="{values[k].mean!r}">{values[k].text(known[k].digits)}</td>'
         if k in values
         else '<td data-v="nan">—</td>'
         for k in shown

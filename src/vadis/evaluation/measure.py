@@ -7,11 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from vadis.errors import VadisError
-from vadis.evaluation.protocol import Protocol
+from vadis.evaluation.protocol import CLIP_METRICS, Protocol
 from vadis.evaluation.reference import Draw
 from vadis.metrics.distribution import diversity, fid
-from vadis.metrics.mbench import mbench_metrics
-from vadis.metrics.physical import ground_quality, physical_metrics
 from vadis.metrics.reconstruction import acceleration_error, joint_errors
 from vadis.metrics.retrieval import r_precision
 from vadis.metrics.transition import jerk_curve, seam_metrics
@@ -32,34 +30,17 @@ def joints_of(features: Tensor, protocol: Protocol) -> Tensor:
 
 
 def clip_metrics(clips: Sequence[Tensor], protocol: Protocol) -> PerClip:
-    """Physical, ground and MBench metrics of every clip, in the units of a report."""
+    """The figures that the protocol asks for of every clip, in the units of a report."""
     found: dict[str, list[np.ndarray]] = {}
     fps = representation(protocol.representation).fps
     for a in range(0, len(clips), CHUNK):
         part = [clips[i] for i in range(a, min(a + CHUNK, len(clips)))]
         rate = protocol.joints_fps if part[0].ndim == 3 else fps
         joints = [joints_of(x, protocol).numpy() for x in part]
-        for key, values in _clip_metrics(joints, rate, protocol).items():
-            found.setdefault(key, []).append(values)
+        for name in (name for name in protocol.metrics if name in CLIP_METRICS):
+            for key, values in CLIP_METRICS[name].measure(joints, rate, protocol.physical).items():
+                found.setdefault(key, []).append(values)
     return {key: np.concatenate(parts) for key, parts in found.items()}
-
-
-def _clip_metrics(joints: list[np.ndarray], fps: float, protocol: Protocol) -> PerClip:
-    found: PerClip = {}
-    if "physical" in protocol.metrics:
-        p = physical_metrics(joints, fps=fps, mode=protocol.physical)
-        scale, tail = (1000.0, "") if protocol.physical == "compat" else (1.0, "_si")
-        found |= {f"{k}{tail}": scale * getattr(p, k) for k in ("slide", "jitter", "dynamic", "penetration")}
-        found[f"floating{tail}"] = 100 * p.floating
-    if "ground" in protocol.metrics:
-        g = ground_quality(joints, fps=fps)
-        found |= {k: getattr(g, k) for k in ("skate", "hover", "acceleration", "jerk")}
-        found |= {"sunk": g.penetration, "unsupported": 100 * g.unsupported, "contact": 100 * g.contact}
-    if "mbench" in protocol.metrics:
-        m = mbench_metrics(joints, fps=fps, mode="native", floor=0.0)
-        names = ("jitter", "dynamic", "foot_floating", "foot_sliding", "ground_penetration")
-        found |= {f"mbench_{k}": getattr(m, k) for k in names}
-    return found
 
 
 def pair_errors(real: Sequence[Tensor], made: Sequence[Tensor], protocol: Protocol) -> tuple[PerClip, np.ndarray]:

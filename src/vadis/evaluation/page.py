@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from vadis.errors import VadisError
-from vadis.evaluation.report import METRICS, Report
+from vadis.evaluation.report import Report, metrics
 from vadis.files import atomic_write
 from vadis.representations import representation
 
@@ -91,7 +91,8 @@ def _table(r: Report) -> str:
 
 
 def _notes(r: Report) -> str:
-    items = [f"no {METRICS[k].label if k in METRICS else k}: {v}" for k, v in r.unavailable.items()] + list(r.notes)
+    known = metrics()
+    items = [f"no {known[k].label if k in known else k}: {v}" for k, v in r.unavailable.items()] + list(r.notes)
     listed = "".join(f"<li>{html.escape(i)}</li>" for i in items)
     made = ", ".join(f"{k} {v:.1f} s" for k, v in r.timing.items())
     hashes = ", ".join(f"{k} {v[:16]}" for k, v in r.identity.items() if v)
@@ -163,7 +164,7 @@ def _histogram(axes: Any, r: Report, key: str) -> None:
     for name, color in (("real", REAL), ("made", MADE)):
         if len(sets[name]):
             axes.hist(np.clip(sets[name], edges[0], edges[-1]), edges, color=color, alpha=0.6, density=True, label=name)
-    m = METRICS[key]
+    m = metrics()[key]
     axes.set_title(f"{m.label}{f' ({m.unit})' if m.unit else ''}, clips", fontsize=9)
     axes.set_yticks([])
     axes.legend(frameon=False)

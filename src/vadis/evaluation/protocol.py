@@ -12,13 +12,24 @@ from pydantic.dataclasses import dataclass
 
 from vadis.config import build_config
 from vadis.errors import FileError, ModelError, VadisError
+from vadis.plugins import Table
 from vadis.records import read_yaml
 
 FOLDER = Path(__file__).parent / "protocols"
 Task = Literal["text", "reconstruction", "prompts", "stream"]
-Group = Literal[
-    "fid", "retrieval", "diversity", "multimodality", "physical", "ground", "mbench", "errors", "codebook", "seams"
-]
+SET_METRICS = ("fid", "retrieval", "diversity", "multimodality", "errors", "codebook", "seams")
+"""Groups of figures of a whole set of motions, its tokens or its seams."""
+CLIP_METRICS = Table(
+    "vadis.metrics",
+    {
+        "physical": "vadis.evaluation.clip_metrics:PHYSICAL",
+        "ground": "vadis.evaluation.clip_metrics:GROUND",
+        "mbench": "vadis.evaluation.clip_metrics:MBENCH",
+    },
+)
+"""Groups of figures of single clips → `ClipMetrics`. A new one is a line here, or an entry point of its own package."""
+PROTOCOLS = Table("vadis.protocols", {})
+"""Protocols of other packages: a `Protocol`, or the path of a YAML file. Those of vadis lie in `protocols/`."""
 
 
 Frames = Annotated[int, Field(ge=4, le=1_000_000)]
@@ -54,7 +65,7 @@ class Protocol:
     pool: Several = 32
     repeats: int = Field(default=20, ge=1, le=10_000)
     """Seeds; figures are means over them, with mean ± 1.96 sd / √repeats."""
-    metrics: tuple[Group, ...] = ("fid", "retrieval", "diversity", "physical", "ground")
+    metrics: tuple[str, ...] = ("fid", "retrieval", "diversity", "physical", "ground")
     physical: Literal["compat", "native"] = "compat"
     evaluator: str | None = "vadis-mini-evaluator"
     """Used when none is named; null: one must be named."""
@@ -70,11 +81,14 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.max_frames < self.min_frames:
             raise ValueError(f"max_frames {self.max_frames} is below min_frames {self.min_frames}")
+        known = (*SET_METRICS, *CLIP_METRICS)
+        if unknown := [name for name in self.metrics if name not in known]:
+            raise ValueError(f"there are no metrics {unknown[0]!r:.60}; known are {', '.join(known)}")
 
 
 def protocol_names() -> list[str]:
-    """Names of the protocols that come with vadis."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """Names of the protocols that come with vadis and with other packages."""
+    return sorted({*(path.stem for path in FOLDER.glob("*.yaml")), *PROTOCOLS})
 
 
 def load_protocol(source: str | Path | Protocol, **changes: Any) -> Protocol:
@@ -82,10 +96,13 @@ def load_protocol(source: str | Path | Protocol, **changes: Any) -> Protocol:
 
     Raises VadisError for an unknown name, FileError or ModelError for a file with wrong fields.
     """
+    own = FOLDER / f"{source}.yaml"
+    if isinstance(source, str) and not own.is_file() and source in PROTOCOLS:
+        source = PROTOCOLS[source]
     if isinstance(source, Protocol):
         fields, where = asdict(source), ""
     else:
-        path = FOLDER / f"{source}.yaml" if str(source) in protocol_names() else Path(source)
+        path = own if "/" not in str(source) and own.is_file() else Path(source)
         if not path.is_file():
             raise VadisError(
                 f"no protocol {str(source)!r}: use {', '.join(protocol_names())}, or the path of a YAML file."

@@ -4,27 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from vadis.errors import FileError
+from vadis.evaluation.clip_metrics import GROUND, MBENCH, PHYSICAL, Metric
+from vadis.evaluation.protocol import CLIP_METRICS
 from vadis.files import atomic_write
 from vadis.records import checked, read_json
-
-Better = Literal["higher", "lower", "real"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a figure is called, written and read."""
-
-    label: str
-    better: Better
-    digits: int = 3
-    unit: str = ""
-
 
 METRICS: dict[str, Metric] = {
     "fid": Metric("FID", "lower", 3),
@@ -40,34 +29,21 @@ METRICS: dict[str, Metric] = {
     "acceleration_error": Metric("Acceleration error", "lower", 2, "m/s²"),
     "codes_used": Metric("Codes used", "higher", 1, "%"),
     "perplexity": Metric("Perplexity", "higher", 1),
-    "slide": Metric("Slide", "lower", 2, "mm/frame"),
-    "floating": Metric("Float", "lower", 2, "%"),
-    "jitter": Metric("Jitter", "real", 2, "mm/frame²"),
-    "dynamic": Metric("Dynamic", "real", 2, "mm/frame"),
-    "penetration": Metric("Penet", "lower", 2, "mm"),
-    "slide_si": Metric("Slide", "lower", 3, "m/s"),
-    "floating_si": Metric("Float", "lower", 2, "%"),
-    "jitter_si": Metric("Jitter", "real", 2, "m/s²"),
-    "dynamic_si": Metric("Dynamic", "real", 3, "m/s"),
-    "penetration_si": Metric("Penet", "lower", 4, "m"),
-    "skate": Metric("Skating", "lower", 3, "m/s"),
-    "hover": Metric("Hover", "real", 3, "m"),
-    "sunk": Metric("Deepest toe", "lower", 3, "m"),
-    "unsupported": Metric("Unsupported", "lower", 2, "%"),
-    "contact": Metric("Contact", "real", 1, "%"),
-    "acceleration": Metric("Acceleration", "real", 2, "m/s²"),
-    "jerk": Metric("Jerk", "real", 1, "m/s³"),
-    "mbench_jitter": Metric("MBench Jitter_Degree", "lower", 4, "m/frame²"),
-    "mbench_dynamic": Metric("MBench Dynamic_Degree", "real", 4, "m/frame"),
-    "mbench_foot_floating": Metric("MBench Foot_Floating", "lower", 4),
-    "mbench_foot_sliding": Metric("MBench Foot_Sliding", "lower", 4, "m/frame"),
-    "mbench_ground_penetration": Metric("MBench Ground_Penetration", "lower", 4, "m"),
+    **PHYSICAL.figures,
+    **GROUND.figures,
+    **MBENCH.figures,
     "condition_consistency": Metric("Motion–condition consistency", "higher", 3),
     "generalizability": Metric("Motion generalizability", "higher", 3),
     "peak_jerk": Metric("Seam peak jerk", "real", 1, "m/s³"),
     "area_jerk": Metric("Seam area under jerk", "lower", 1, "m/s²"),
 }
-"""Key → how to show it. "real": the closer to real motion the better."""
+"""Key → how to show it, of the figures of vadis."""
+
+
+def metrics() -> dict[str, Metric]:
+    """METRICS, and the figures that other packages add."""
+    added = [group for name, group in CLIP_METRICS.usable() if name not in CLIP_METRICS.own]
+    return METRICS | {key: metric for group in added for key, metric in group.figures.items()}
 
 
 @dataclass(frozen=True)
@@ -122,9 +98,10 @@ class Report:
         return self.result[key].mean - self.real[key].mean if key in self.result and key in self.real else None
 
     def rows(self) -> list[tuple[str, Metric, Value | None, Value | None]]:
-        """(key, metric, real, result) in the order of METRICS."""
-        keys = [k for k in METRICS if k in self.result or k in self.real]
-        return [(k, METRICS[k], self.real.get(k), self.result.get(k)) for k in keys]
+        """(key, metric, real, result) in the order of `metrics`."""
+        known = metrics()
+        keys = [k for k in known if k in self.result or k in self.real]
+        return [(k, known[k], self.real.get(k), self.result.get(k)) for k in keys]
 
     def markdown(self) -> str:
         """The report as a Markdown page."""
@@ -144,8 +121,9 @@ class Report:
         lines.append("")
         if "fid" in self.real:
             lines.append("The real FID is that of two disjoint real samples, scaled to this number of items.\n")
+        known = metrics()
         for key, reason in self.unavailable.items():
-            lines.append(f"- no {METRICS[key].label if key in METRICS else key}: {reason}")
+            lines.append(f"- no {known[key].label if key in known else key}: {reason}")
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -176,7 +154,7 @@ class Report:
         report = checked(cls, page, f"{path} is not a readable vadis report")
         if wrong := next((k for k in ("name", "title") if not isinstance(report.protocol.get(k), str)), None):
             raise FileError(f"{path} is not a readable vadis report: protocol.{wrong} must be a text.")
-        if unknown := next((k for k in report.result if k not in METRICS), None):
+        if unknown := next((k for k in report.result if k not in metrics()), None):
             raise FileError(f"{path} is not a readable vadis report: there is no metric {unknown!r:.60}.")
         return report
 

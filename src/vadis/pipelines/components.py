@@ -14,8 +14,8 @@ from vadis.places import HubName
 class ComponentPipeline(Pipeline):
     """Text encoder, planner if there is one, generator, tokenizer."""
 
-    generators: ClassVar[tuple[str, ...]]
-    """Types of the generators that it can use."""
+    generators: ClassVar[type]
+    """Base class of the generators that it can use."""
     options_of_loading = ("tokenizer", "generator", "planner", "text_encoder")
     continuous: ClassVar[bool] = False
     """The tokenizer makes latents."""

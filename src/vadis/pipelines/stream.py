@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vadis.errors import ModelError, VadisError
 from vadis.generators.diffusion import Sampler
+from vadis.generators.latent_streams import Generating
 from vadis.generators.planner import PlanKind, PlannedSentences
 from vadis.pipelines.base import Capabilities, Made, MotionChunk, Piece, PipelineConfig, Work, decode_motion
 from vadis.pipelines.components import ComponentPipeline
@@ -186,7 +187,7 @@ class MotionStreamPipeline(ComponentPipeline):
     """Text encoder, planner if there is one, latent generator, causal auto-encoder: whole motions, and live ones."""
 
     config_class = StreamConfig
-    generators = ("motionstreamer",)
+    generators = Generating
     continuous = True
     settings_of_a_call = (
         "guidance_scale", "sampler", "steps", "temperature", "keep", "max_step", "min_latents", "stop_threshold",

@@ -6,7 +6,7 @@ window on its own last seconds.
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from vadis.errors import ModelError, VadisError
+from vadis.generators.decoding import Decoding
 from vadis.motion import Motion
 from vadis.pipelines.base import (
     ROWS,
@@ -58,7 +59,7 @@ class TextToMotionPipeline(ComponentPipeline):
     """Prompts to motions by tokens that a transformer writes. `vadis.load("vadis-mini")` gives one."""
 
     config_class = GenerationConfig
-    generators: ClassVar[tuple[str, ...]] = ("motionmillion", "t2mgpt")
+    generators = Decoding
     settings_of_a_call = (
         "temperature", "top_k", "top_p", "guidance_scale", "clean_feet", "source", "plan", "certain", "nearest",
         "likelihood", "roughness",

@@ -1,6 +1,6 @@
 """Training a tokenizer of any family on windows of one corpus, or of several with shares."""
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from vadis.config import STRICT, as_dict
+from vadis.config import STRICT, as_dict, chosen_by_type
 from vadis.data.corpus import Corpus
 from vadis.errors import ModelError, VadisError
 from vadis.loading import component_classes, load
@@ -108,10 +108,7 @@ class SigmaVAELoss:
 
 
 FAMILIES = {name: cls for name, cls in component_classes().items() if issubclass(cls, Tokenizer)}
-TokenizerConfig = Annotated[
-    Union[tuple(Annotated[cls.config_class, Tag(name)] for name, cls in FAMILIES.items())],  # noqa: UP007 - built at run time
-    Discriminator(lambda value: value.get("type", "fsq") if isinstance(value, dict) else getattr(value, "type", None)),
-]
+TokenizerConfig = chosen_by_type({name: cls.config_class for name, cls in FAMILIES.items()}, "fsq")
 """The config of any family, chosen by `type`."""
 TokenizerLoss = Annotated[
     Annotated[ReconstructionLoss, Tag("reconstruction")] | Annotated[SigmaVAELoss, Tag("sigma_vae")],
