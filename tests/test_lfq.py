@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import vadis
 from vadis.data.corpus import CorpusWriter
 from vadis.errors import ModelError, ShapeError, VadisError
+from vadis.evaluators.base import Evaluator
 from vadis.evaluators.guo import GuoConfig, GuoEvaluator
 from vadis.evaluators.tmr import TMRConfig, TMREvaluator
 from vadis.representations import representation
@@ -260,8 +261,8 @@ def test_impossible_configs_are_refused(fields: dict[str, Any]) -> None:
 # ---- the perceptual loss
 
 
-class Watcher(nn.Module):
-    """Stands where an evaluator stands: reads normalised features with lengths."""
+class Watcher(Evaluator):
+    """A small evaluator: reads normalised features with lengths."""
 
     config = type("Config", (), {"representation": "hml263"})
 
@@ -274,6 +275,11 @@ class Watcher(nn.Module):
 
     def encode_motion(self, features: Tensor, lengths: Tensor) -> Tensor:
         return self.layer(features).sum(1) / lengths[:, None]
+
+    def encode_text(self, texts: Any) -> Tensor:
+        raise AssertionError("no text is compared")
+
+    dim = 4
 
 
 @families

@@ -66,6 +66,10 @@ class Evaluator(Component):
         """Embeddings (B, E) of normalised features (B, T, D), zero after each clip's length (B,)."""
 
     @abstractmethod
+    def perceive(self, features: Tensor) -> Tensor:
+        """What a perceptual loss compares of normalised features `(B, T, D)`; the embeddings unless a family says better."""
+        return self.encode_motion(features, torch.full((len(features),), features.shape[1], device=features.device))
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (B, E) of sentences."""
 

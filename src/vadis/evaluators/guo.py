@@ -158,6 +158,10 @@ class GuoEvaluator(Evaluator):
         """Movement vectors (B, T / 4, H) of normalised features (B, T, D), as long as they are padded."""
         return self.movement_encoder(features[..., :-CONTACTS])
 
+    def perceive(self, features: Tensor) -> Tensor:
+        """The movement vectors, which tell moments apart."""
+        return self.movements(features)
+
     def pad(self, clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As the published loader does: cut to whole movement vectors, normalised, zeros up to 196 frames."""
         unit, room = self.config.unit_length, self.config.padded_frames

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vadis.errors import ModelError
 from vadis.language.layout import MotionLayout
+from vadis.tokenizers.base import Quantizer
 from vadis.tokenizers.dsft.codec import IntegerBPE
 
 Init = Literal["normal", "mean_noise", "codebook"]
@@ -99,19 +100,10 @@ def code_vectors(motion_tokenizer: Any, layout: MotionLayout) -> list[tuple[int,
     """For each codebook (its first symbol, vectors (K, d)). Raises ModelError where a tokenizer's codes have none."""
     if layout.kind == "two_stream":
         return [(first, _stream(codec)) for codec, first in _streams(motion_tokenizer, layout)]
-    quantizer: Any = getattr(motion_tokenizer, "quantizer", None)
-    every = torch.arange(layout.codes)
-    if hasattr(quantizer, "codes_from_tokens"):  # FSQ, LFQ: the grid
-        groups = int(getattr(quantizer, "groups", 1))
-        tokens = every[:, None].expand(-1, groups) if groups > 1 else every
-        codes = quantizer.codes_from_tokens(tokens).float().cpu()
-        books = list(codes.unflatten(-1, (groups, -1)).unbind(1))
-    elif hasattr(quantizer, "layers"):  # RVQ: a book a level
-        books = [layer.codebook.detach().float().cpu() for layer in quantizer.layers]
-    elif hasattr(quantizer, "embeddings"):  # VQ, MG-VQ
-        books = list(quantizer.embeddings.detach().float().cpu().unbind(0))
-    else:
+    quantizers = [m for m in motion_tokenizer.children() if isinstance(m, Quantizer)]
+    if not quantizers:
         raise ModelError(f"{type(motion_tokenizer).__name__} has no codebook to start from: use init='normal'.")
+    books = quantizers[0].code_vectors()
     if layout.shared or len(books) == 1 < layout.groups:
         starts = [0] if layout.shared else [g * layout.codes for g in range(layout.groups)]
         return [(start, books[0]) for start in starts]
@@ -119,8 +111,8 @@ def code_vectors(motion_tokenizer: Any, layout: MotionLayout) -> list[tuple[int,
 
 
 def _streams(tokenizer: Any, layout: MotionLayout) -> list[tuple[Any, int]]:
-    codecs = getattr(tokenizer, "codecs", ())
-    if not codecs or not all(isinstance(codec, IntegerBPE) for codec in codecs):
+    codecs = tokenizer.codecs
+    if not all(isinstance(codec, IntegerBPE) for codec in codecs):
         raise ModelError("the ids of this DSFT tokenizer stand for bytes, not for integers: use init='normal'.")
     return list(zip(codecs, (0, layout.codes), strict=True))
 

@@ -33,6 +33,8 @@ from vadis.sizes import CONFIG, Name, Seconds
 
 MAX_SECONDS = 3600.0
 MAX_SAMPLES = 256
+MAX_GUIDANCE = 1000.0
+"""Useful ones are below ten; numbers beyond this end in NaN."""
 ROWS = 32
 """Rows of a generator at once."""
 
@@ -59,7 +61,7 @@ class PipelineConfig:
     """Candidates per prompt, of which the best is kept, by models that can tell which that is."""
     temperature: float = Field(default=1.0, ge=0)
     """0 always takes the likeliest."""
-    guidance_scale: float = Field(default=1.0, ge=0)
+    guidance_scale: float = Field(default=1.0, ge=0, le=MAX_GUIDANCE)
     """How strongly the prompt is followed; 1: no guidance."""
     clean_feet: bool = False
     """Stop the feet of the kept motion from sliding while they stand (`vadis.motion_editing.clean_feet`)."""

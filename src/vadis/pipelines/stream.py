@@ -23,7 +23,16 @@ from vadis.errors import ModelError, VadisError
 from vadis.generators.diffusion import Sampler
 from vadis.generators.latent_streams import Generating
 from vadis.generators.planner import PlanKind, PlannedSentences
-from vadis.pipelines.base import Capabilities, Made, MotionChunk, Piece, PipelineConfig, Work, decode_motion
+from vadis.pipelines.base import (
+    MAX_GUIDANCE,
+    Capabilities,
+    Made,
+    MotionChunk,
+    Piece,
+    PipelineConfig,
+    Work,
+    decode_motion,
+)
 from vadis.pipelines.components import ComponentPipeline
 from vadis.pipelines.placing import RunningRoot
 from vadis.sizes import CONFIG, Name, Seconds
@@ -37,7 +46,7 @@ class StreamConfig(PipelineConfig):
     seconds: Seconds | None = None
     """Length when none is asked for. Null: the model ends the motion itself, after `max_seconds` at most."""
     text_encoder: Name | None = "sentence-t5-xxl"
-    guidance_scale: float = Field(default=4.0, ge=0)
+    guidance_scale: float = Field(default=4.0, ge=0, le=MAX_GUIDANCE)
     sampler: Sampler = "dpm"
     """ancestral: the published one, all steps of the schedule."""
     steps: int | None = Field(default=10, ge=1, le=100_000)
@@ -200,6 +209,10 @@ class MotionStreamPipeline(ComponentPipeline):
             raise ModelError(
                 f"the generator makes latents of {generator.config.latent_dim} numbers, which a {type(tokenizer).__name__} "
                 "does not read: they don't belong together."
+            )
+        if self.config.keep is not None and self.config.keep > generator.config.block_size - 2:
+            raise ModelError(
+                f"keep is {self.config.keep}: between 0 and {generator.config.block_size - 2} latents of history fit a row."
             )
         self._sentences: SentenceCache | None = None
 

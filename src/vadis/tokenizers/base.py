@@ -50,6 +50,22 @@ class Quantized(NamedTuple):
     losses: Mapping[str, Tensor] = {}
 
 
+class Quantizer(nn.Module):
+    """Latents (B, S, C) to codes: `quantizer` of a discrete tokenizer."""
+
+    def code_vectors(self) -> list[Tensor]:
+        """The vectors (K, d) of each codebook (group, level or part), float32 on the CPU; one where all share it."""
+        raise NotImplementedError
+
+
+def grid_vectors(quantizer: Any) -> list[Tensor]:
+    """`code_vectors` of codes that are a grid: those of every token, a book for each of its groups."""
+    every, groups = torch.arange(quantizer.vocab_size), quantizer.groups
+    tokens = every[:, None].expand(-1, groups) if groups > 1 else every
+    codes = quantizer.codes_from_tokens(tokens).float().cpu()
+    return list(codes.unflatten(-1, (groups, -1)).unbind(1))
+
+
 class Tokenizer(MotionTokenizer, Component):
     """Features `(T, D)` of one representation at one frame rate to tokens and back.
 

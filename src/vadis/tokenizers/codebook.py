@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vadis.tokenizers.base import Quantized
+from vadis.tokenizers.base import Quantized, Quantizer
 
 CodebookUpdate = Literal["ema_reset", "ema", "gradient"]
 """Running means with reset of unused codes; running means alone; gradient descent on the codes (van den Oord et al., 2017)."""
@@ -23,7 +23,7 @@ _USED = 1.0  # a code whose running count is lower is replaced
 _PIECE = 1 << 23  # distances held at a time, about 32 MB
 
 
-class EMACodebook(nn.Module):
+class EMACodebook(Quantizer):
     """G codebooks of K codes, each for its own d of the input's G * d channels (contiguous).
 
     Args:
@@ -73,6 +73,10 @@ class EMACodebook(nn.Module):
     def embeddings(self) -> Tensor:
         """All codes `(G, K, d)`."""
         return self.codebook.view(-1, self.vocab_size, self.dim)
+
+    def code_vectors(self) -> list[Tensor]:
+        """The codebook (K, d) of each group."""
+        return list(self.embeddings.detach().float().cpu().unbind(0))
 
     def forward(self, x: Tensor, temperature: float = 0.0) -> Quantized:
         """Quantise; with `temperature` > 0 codes are drawn in proportion to exp(-squared distance / temperature)."""

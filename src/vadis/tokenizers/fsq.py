@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vadis.config import build_config
 from vadis.errors import ModelError
 from vadis.sizes import CONFIG, FrameRate, Groups, Name, Stages, Width
-from vadis.tokenizers.base import Quantized
+from vadis.tokenizers.base import Quantized, Quantizer, grid_vectors
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
 from vadis.tokenizers.layers import Norm
 
@@ -36,7 +36,7 @@ LEVELS = {
 """Levels by the published name of a codebook; its true size is their product (65536 -> 64000)."""
 
 
-class FSQ(nn.Module):
+class FSQ(Quantizer):
     """Round each channel to a fixed grid.
 
     Args:
@@ -92,6 +92,10 @@ class FSQ(nn.Module):
         else:
             tokens = tokens[..., None]
         return tokens // self._basis % self._levels
+
+    def code_vectors(self) -> list[Tensor]:
+        """The grid (K, d) of each group."""
+        return grid_vectors(self)
 
     def codes_from_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens to codes `(..., C)`, the exact inverse of `tokens_from_codes`."""

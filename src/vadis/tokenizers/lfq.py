@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vadis.sizes import CONFIG, Groups, NotNegative, Positive
-from vadis.tokenizers.base import Quantized, TokenizerOutput
+from vadis.tokenizers.base import Quantized, Quantizer, TokenizerOutput, grid_vectors
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer
 from vadis.tokenizers.perceptual import Perceptual
 
@@ -27,7 +27,7 @@ SMALLEST = 1e-5  # probabilities are clamped to it inside logarithms, as in the 
 BLOCK = 256  # rows whose codes are listed at once
 
 
-class LFQ(nn.Module):
+class LFQ(Quantizer):
     """The signs of linear projections.
 
     Args:
@@ -79,6 +79,10 @@ class LFQ(nn.Module):
         bits = (codes > 0).unflatten(-1, (self.groups, self.bits))
         tokens = (bits * self.mask).sum(-1)
         return tokens if self.groups > 1 else tokens[..., 0]
+
+    def code_vectors(self) -> list[Tensor]:
+        """The grid (K, d) of each group."""
+        return grid_vectors(self)
 
     def codes_from_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens to codes `(..., G * bits)` of -1 and 1, the inverse of `tokens_from_codes`."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vadis.errors import ModelError, VadisError
 from vadis.tokenizers.codebook import EMACodebook
 from vadis.tokenizers.conv import ConvTokenizer
+from vadis.tokenizers.fsq import FSQ
 
 BLOCK_IMPORTANCE = {
     "root_velocity": 3.0,
@@ -120,8 +121,8 @@ def _check(tokenizer: ConvTokenizer) -> tuple[Tensor, int]:
 def _project(quantizer: Any, components: Tensor) -> None:
     """Quantise the first channels of the latent and put back what their codes stand for."""
     channels = components.shape[1]
-    fine = hasattr(quantizer, "quantize")  # FSQ; the codes of LFQ are signs
-    codes = quantizer.quantize(components) if fine else torch.where(components > 0, 1.0, -1.0)
+    # the codes of LFQ are signs
+    codes = quantizer.quantize(components) if isinstance(quantizer, FSQ) else torch.where(components > 0, 1.0, -1.0)
     gain = (components * codes).sum(0) / codes.square().sum(0).clamp_min(
         1e-6
     )  # a code is smaller than what it stands for
@@ -135,7 +136,7 @@ def _fit_codes(quantizer: Any, latent: Tensor) -> None:
     quantizer.train()
     books = {id(m): m for m in quantizer.modules() if isinstance(m, EMACodebook)}.values()
     decays = [book.decay for book in books]
-    own = {name: getattr(quantizer, name) for name in ("dropout", "temperature") if hasattr(quantizer, name)}
+    own = {name: vars(quantizer)[name] for name in ("dropout", "temperature") if name in vars(quantizer)}
     for name in own:  # of residual levels: all of them, nearest codes
         setattr(quantizer, name, 0.0)
     for book in books:

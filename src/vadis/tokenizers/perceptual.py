@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vadis.errors import ModelError
+from vadis.evaluators.base import Evaluator
 from vadis.tokenizers.base import TokenizerOutput
 
 
@@ -26,7 +27,7 @@ class Perceptual:
             return
         if isinstance(encoder, nn.Module):
             encoder.requires_grad_(False).eval()
-        if hasattr(encoder, "encode_motion"):
+        if isinstance(encoder, Evaluator):
             own, other = self.representation, encoder.config.representation  # type: ignore[attr-defined]
             if own != other:
                 raise ModelError(f"the evaluator reads {other}, the tokenizer {own}: take an evaluator of {own}.")
@@ -54,9 +55,4 @@ class Perceptual:
     def _embed(self, features: Tensor) -> Tensor:
         assert self._perceptual is not None
         encoder: Any = self._perceptual[0]
-        if not hasattr(encoder, "encode_motion"):
-            return encoder(features)
-        features = encoder.normalize(features)
-        if hasattr(encoder, "movements"):
-            return encoder.movements(features)
-        return encoder.encode_motion(features, torch.full((len(features),), features.shape[1], device=features.device))
+        return encoder.perceive(encoder.normalize(features)) if isinstance(encoder, Evaluator) else encoder(features)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vadis.config import build_config
 from vadis.errors import FileError, ModelError, ShapeError, VadisError
 from vadis.sizes import CONFIG, Codebook, Dropout, Groups, NotNegative
-from vadis.tokenizers.base import Quantized
+from vadis.tokenizers.base import Quantized, Quantizer
 from vadis.tokenizers.codebook import EMACodebook, several_processes
 from vadis.tokenizers.conv import ConvConfig, ConvTokenizer, infer_conv, load_published
 from vadis.tokenizers.vqvae import lost_means, our_names, source_fields
@@ -28,7 +28,7 @@ OPTIONS = ("dilation_growth_rate", "mu", "quantize_dropout_prob", "shared_codebo
 """Keys of the published opt.txt that the tensors do not tell."""
 
 
-class ResidualVQ(nn.Module):
+class ResidualVQ(Quantizer):
     """Q codebooks one after the other: `r_0 = x`, `r_(q+1) = r_q - code_q(r_q)`, the sum of the codes comes out.
 
     Args:
@@ -62,6 +62,10 @@ class ResidualVQ(nn.Module):
         first = EMACodebook(size, dim, decay=decay)
         others = [first if shared else EMACodebook(size, dim, decay=decay) for _ in range(levels - 1)]
         self.layers = nn.ModuleList([first, *others])
+
+    def code_vectors(self) -> list[Tensor]:
+        """The codebook (K, d) of each level."""
+        return [layer.codebook.detach().float().cpu() for layer in self.layers]  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, levels: int | None = None) -> Quantized:
         """Quantise with the first `levels` levels; None: all, or in training as many as `dropout` leaves."""
