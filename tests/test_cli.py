@@ -246,6 +246,8 @@ def test_errors_name_flags_instead_of_python_arguments(
     assert run("convert", walk_bvh, tmp_path / "x.npy", "--to", "smpl135") == 0
     assert run("convert", tmp_path / "x.npy", tmp_path / "y.bvh", "--decode", "positions") == 2
     assert "leave out --decode positions" in capsys.readouterr().err
+    assert run("data", "build", walk_bvh, tmp_path / "corpus", "--group", "(") == 2
+    assert "vadis: --group ( is not a regular expression" in capsys.readouterr().err
     text = walk_bvh.read_text()
     for k, name in enumerate(smpl22().names):
         text = text.replace(f" {name}\n", f" Bone{k}\n")

@@ -107,6 +107,8 @@ def in_flags(message: str, command: Any) -> str:
         for name in vars(command)
         if positional not in getattr(hints[name], "__metadata__", ())
     }
+    if dataclasses.is_dataclass(nested := getattr(command, "options", None)):
+        flags |= {name: "--" + name.replace("_", "-") for name in vars(nested)}
     flags |= getattr(kind, "python_names", {})
     for name, flag in flags.items():
         value = r"""=(?:(?P<quote>['"])(?P<text>[^'"]*)(?P=quote)|(?P<plain>True|[\w./-]*\w))?"""

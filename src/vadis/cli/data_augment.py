@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_input, output_folder, say
 from vadis.cli.writing import Out, Target
@@ -24,7 +24,7 @@ class Augment:
     """Folder of the new corpus."""
     out: Out = ()
     """The same as OUT."""
-    options: OmitArgPrefixes[AugmentOptions] = field(default_factory=AugmentOptions)
+    options: Annotated[AugmentOptions, arg(name="")] = field(default_factory=AugmentOptions)
 
     def run(self) -> None:
         out = output_folder(self.target, self.out, "vadis data augment")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from vadis.cli.common import check_input, output_folder, say
 from vadis.cli.writing import Out
@@ -26,7 +26,7 @@ class Build:
     """Caption list, matched by the file's name; repeatable."""
     manifest: Annotated[str | None, arg(metavar="FILE.jsonl")] = None
     """Licence, source and true frame rate by clip."""
-    options: OmitArgPrefixes[BuildOptions] = field(default_factory=BuildOptions)
+    options: Annotated[BuildOptions, arg(name="")] = field(default_factory=BuildOptions)
 
     def run(self) -> None:
         sources, names = (self.paths, self.out) if self.out else (self.paths[:-1], self.paths[-1:])

@@ -25,7 +25,7 @@ class Scenes:
     """Folder of the new corpus."""
     out: Out = ()
     """The same as OUT."""
-    options: OmitArgPrefixes[SceneOptions] = field(default_factory=SceneOptions)
+    options: Annotated[OmitArgPrefixes[SceneOptions], arg(name="")] = field(default_factory=SceneOptions)
 
     sheet: Annotated[str | None, arg(metavar="FILE.png")] = None
     """Also draw the first rooms with the paths of their clips."""

@@ -43,14 +43,19 @@ class AugmentOptions:
     """How many clips are drawn and how."""
 
     clips: int = 9000
+    """Training clips to draw."""
     validation_clips: int = 600
+    """Clips to draw from the held-out recordings."""
     min_seconds: float = 1.6
+    """Shortest clip."""
     max_seconds: float = 9.6
+    """Longest clip."""
     automatic: int = 4
     """Automatic sentences per clip."""
     seed: int = 0
+    """The same seed draws the same clips."""
     downweight: dict[str, float] = field(default_factory=dict)
-    """Clip-name prefix -> weight below 1 for recordings that would otherwise dominate (long dances, obstacles)."""
+    """Prefix of clip names and a weight below 1, for recordings that would otherwise dominate (long dances, obstacles)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ class BuildOptions:
     """How a corpus is made."""
 
     representation: str = "ms272"
+    """Features that the corpus holds, at their frame rate: ms272, hml263, …"""
     mirror: bool = False
     """Also store a left-right mirrored copy of every clip, with left and right swapped in its captions."""
     min_seconds: float = 0.8

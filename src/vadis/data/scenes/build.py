@@ -35,10 +35,11 @@ class SceneOptions:
     rooms: int = 750
     """Rooms; each gives two clips."""
     seed: int = 0
+    """The same seed makes the same rooms."""
     width: int = 160
-    """Pixels."""
+    """Of the pictures, in pixels."""
     height: int = 128
-    """Pixels."""
+    """Of the pictures, in pixels."""
     captions: int = 6
     """Wordings of the instruction per clip."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(KINDS))
