@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from mini_evaluator import RECIPE, described, distinct, scores
-from prompt_physics import foot_slide, jitter
 from torch import Tensor
 
 import vadis
+from vadis.evaluation.prompt_physics import foot_slide, jitter
 from vadis.metrics.distribution import frechet_distance, gaussian
 from vadis.text_encoders import MiniLMEncoder
 from vadis.training.pairs import Pairs

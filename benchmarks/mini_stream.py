@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import prompt_physics as physics
 import torch
-from prompt_physics import Prompt
+from prompt_physics import judge
 
 import vadis
+from vadis.evaluation import prompt_physics as physics
+from vadis.evaluation.prompt_physics import Prompt
 from vadis.motion import Motion
 
 SIMPLE: tuple[Prompt, ...] = (
@@ -98,7 +99,7 @@ def main() -> None:
     pipe = vadis.load(options.model)
     pipe.config = replace(pipe.config, **json.loads(options.config))
     prompts = {"simple": SIMPLE, "test": physics.TEST, "dev": physics.DEV}[options.set]
-    result: dict[str, Any] = physics.judge(
+    result: dict[str, Any] = judge(
         options.model, lambda p, s: pipe(p.text, seconds=p.seconds, seed=s).motion, prompts, options.seeds
     )
     if options.corpus:

@@ -269,7 +269,7 @@ def test_a_model_that_ends_its_motions_itself(corpus, judge, walks):
     pipe = Brief(walks, seconds=None)
     report = run(pipe, corpus, judge, "motionmillion", repeats=1)
     assert "motions end where the model ends them." in report.notes and report.result["r1"].mean > 0.9
-    assert "motions last as long as the recordings." in run(Copycat(walks), corpus, judge, repeats=1).notes
+    assert "motions last as long as the recordings do." in run(Copycat(walks), corpus, judge, repeats=1).notes
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path, corpus, judge, walks):
@@ -563,7 +563,7 @@ def test_every_protocol_is_whole():
     assert {"ms272", "ms272-official4042", "hml263", "motionmillion", "mbench", "reconstruction", "babel-stream"} <= set(protocol_names())  # fmt: skip
     for name in protocol_names():
         plan = load_protocol(name)
-        assert plan.name == name and plan.title and plan.note and plan.repeats in (1, 20)
+        assert plan.name == name and plan.title and plan.note and plan.repeats in (1, 3, 20)
         assert representation(plan.representation).dim
     assert model_identity(load_protocol("ms272")) != model_identity(load_protocol("ms272", pool=16))
 
@@ -719,3 +719,34 @@ def test_damaged_protocols_are_named(tmp_path, text, said):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(VadisError, match=rf"mine\.yaml.*{said}"):
         load_protocol(tmp_path / "mine.yaml")
+
+
+# ---- obedience
+
+
+class Walker(Copycat):
+    """Walks straight ahead at 1.2 m/s, whatever it is told."""
+
+    def walk(self, text, seed):
+        return MS272.encode(procedural_walk(300, turn=0.0))
+
+
+def test_obedience_is_judged_by_physics(walks, tmp_path, capsys):
+    """Prompts, predicates and lengths come with the protocol; a body that only walks obeys those that ask for it."""
+    from vadis.evaluation.prompt_physics import TEST, by_kind, obeyed
+
+    report = vadis.evaluate(Walker(walks), "prompt-physics", repeats=2, out=tmp_path / "out")
+    assert report.items == 50 == len(TEST) and report.data == "prompt-physics.json"
+    assert 0 < report.result["obeyed"].mean < 40 and report.result["obeyed"].seeds == 2
+    notes = " ".join(report.notes)
+    assert "walk 10/10" in notes and "jump 0/6" in notes and "never obeyed: a runner sprints" in notes
+    assert "| Obeyed (%) | ↑ | — |" in report.markdown()
+    assert "Obeyed" in (tmp_path / "out" / "report.html").read_text()
+    joints = procedural_walk(120, turn=0.0).positions
+    assert obeyed([TEST[0].text, "a kid jumps up into the air"], [joints, joints], 30).tolist() == [100, 0]
+    assert by_kind([TEST[0].text], [np.array([100.0])]) == ["obeyed by kind: walk 1/1."]
+    with pytest.raises(VadisError, match="no predicate judges the prompt 'fly': .* leave data out"):
+        obeyed(["fly"], [joints], 30)
+    with pytest.raises(ModelError, match="there is no file of prompts 'mine.json' beside the protocols"):
+        load_protocol("prompt-physics", prompts="mine.json")
+    assert main(["evaluate", "vadis-mini"]) == 2 and "(--data)" in capsys.readouterr().err

@@ -20,6 +20,8 @@ class Evaluate:
 
     vadis evaluate vadis-mini --data corpora/mini -o results/mini
 
+    vadis evaluate vadis-mini --protocol prompt-physics
+
     vadis evaluate predictions/ --data corpora/test --protocol ms272-official4042 --evaluator evaluators/ms272
     """
 
@@ -28,7 +30,7 @@ class Evaluate:
     data: str | None = None
     """Corpus, or folder of <id>.npy features with captions; for protocol mbench a JSON file of prompts."""
     protocol: str = "ms272"
-    """babel-stream, hml263, mbench, motionmillion, ms272, ms272-official4042, reconstruction, or a YAML file."""
+    """babel-stream, hml263, mbench, motionmillion, ms272, ms272-official4042, prompt-physics, reconstruction, or a YAML file."""
     evaluator: str | None = None
     """Model of motion and text that gives embeddings; by default the bundled one where it fits; "none" does without."""
     baseline: str | None = None
@@ -80,9 +82,7 @@ class Evaluate:
     def run(self) -> None:
         if (self.model is None) == (self.baseline is None):
             raise VadisError("name a model (or a folder of predictions), or a --baseline; one of the two.")
-        if self.data is None:
-            raise VadisError("give the recorded motions: --data CORPUS (for protocol mbench a file of prompts).")
-        data = check_input(self.data)
+        data = None if self.data is None else check_input(self.data)
         if self.output:
             check_output_folder(self.output)
         from vadis.evaluation.evaluate import evaluate

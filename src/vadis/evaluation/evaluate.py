@@ -19,7 +19,8 @@ from vadis.errors import ModelError, VadisError
 from vadis.evaluation import measure
 from vadis.evaluation.baselines import BaselineSource
 from vadis.evaluation.cache import Predictions, Progress, Work
-from vadis.evaluation.protocol import Protocol, load_protocol
+from vadis.evaluation.prompt_physics import by_kind
+from vadis.evaluation.protocol import FOLDER, Protocol, load_protocol
 from vadis.evaluation.reference import Reference, from_corpus, from_folder, from_prompts
 from vadis.evaluation.report import Report, Value
 from vadis.evaluation.run import Clock, Run
@@ -129,6 +130,9 @@ def evaluate(
             row |= _clip_values(measured, name)
         result |= run.extras(measured, multimodality, unavailable)
         notes = []
+        if "obeyed" in plan.metrics:
+            texts = [draw.texts[0].text for draw in run.draws[0]]
+            notes += by_kind(texts, [arrays["made/obeyed"] for arrays in measured])
         if judge is not None:
             if plan.task != "prompts":
                 raise VadisError(f"a judge answers the questions of a prompt file; protocol {plan.name} has none.")
@@ -136,7 +140,7 @@ def evaluate(
 
             scores = judged(judge, run.made(0), run.draws[0], plan)
             result |= {k: Value(s.accuracy) for k, s in scores.items()}
-            notes = [
+            notes += [
                 f"{s.name}: {s.correct} of {s.total} right, {s.unread} unread, {s.renderer} at {s.fps:g} frames/s."
                 for s in scores.values()
             ]
@@ -175,11 +179,13 @@ def evaluate(
 
 
 def _reference(data: Any, plan: Protocol, split: str | None, kinds: Sequence[str]) -> Reference:
+    if data is None and plan.prompts is not None:
+        return from_prompts(FOLDER / plan.prompts, plan)
     if data is None:
         raise VadisError(
-            "give the prompts as data: a JSON file with prompt and motion_duration."
+            "give the prompts as data (--data): a JSON file with prompt and motion_duration."
             if plan.task == "prompts"
-            else "give the recorded motions as data: a corpus, or a folder of <id>.npy features with captions."
+            else "give the recorded motions as data (--data): a corpus, or a folder of <id>.npy features with captions."
         )
     if isinstance(data, Corpus):
         found = data

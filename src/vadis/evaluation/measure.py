@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vadis.errors import VadisError
+from vadis.evaluation.prompt_physics import obeyed
 from vadis.evaluation.protocol import CLIP_METRICS, Protocol
 from vadis.evaluation.reference import Draw
 from vadis.metrics.distribution import diversity, fid
@@ -56,6 +58,13 @@ def pair_errors(real: Sequence[Tensor], made: Sequence[Tensor], protocol: Protoc
         rows.append(row | {"acceleration_error": acceleration_error(a[None], b[None], fps)})
         frames.append(n)
     return {k: np.array([r[k] for r in rows]) for k in rows[0]}, np.array(frames)
+
+
+def obedience(clips: Sequence[Tensor], texts: Sequence[str], protocol: Protocol) -> np.ndarray:
+    """100 for every clip that does what its prompt says, else 0; see `prompt_physics`."""
+    joints = [joints_of(clips[i], protocol) for i in range(len(clips))]
+    fps = protocol.joints_fps if clips[0].ndim == 3 else representation(protocol.representation).fps
+    return obeyed(texts, [torch.as_tensor(j).float() for j in joints], fps)
 
 
 def seams(

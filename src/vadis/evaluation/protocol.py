@@ -17,7 +17,7 @@ from vadis.records import read_yaml
 
 FOLDER = Path(__file__).parent / "protocols"
 Task = Literal["text", "reconstruction", "prompts", "stream"]
-SET_METRICS = ("fid", "retrieval", "diversity", "multimodality", "errors", "codebook", "seams")
+SET_METRICS = ("fid", "retrieval", "diversity", "multimodality", "errors", "codebook", "seams", "obeyed")
 """Groups of figures of a whole set of motions, its tokens or its seams."""
 CLIP_METRICS = Table(
     "vadis.metrics",
@@ -46,6 +46,8 @@ class Protocol:
     task: Task = "text"
     """text: a motion for each caption; reconstruction: encode and decode; prompts: a file of prompts, no reference motion;
     stream: two captions in a row."""
+    prompts: str | None = None
+    """For prompts: a file beside the protocols of vadis that is taken when no data is given."""
     representation: str = "ms272"
     items: Literal["spans", "clips"] = "spans"
     """Captioned parts count as items of their own, or whole clips only."""
@@ -81,6 +83,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.max_frames < self.min_frames:
             raise ValueError(f"max_frames {self.max_frames} is below min_frames {self.min_frames}")
+        if self.prompts is not None and self.prompts not in {path.name for path in FOLDER.glob("*.json")}:
+            raise ValueError(f"there is no file of prompts {self.prompts!r:.60} beside the protocols of vadis")
         known = (*SET_METRICS, *CLIP_METRICS)
         if unknown := [name for name in self.metrics if name not in known]:
             raise ValueError(f"there are no metrics {unknown[0]!r:.60}; known are {', '.join(known)}")

@@ -16,6 +16,7 @@ from vadis.files import atomic_write
 from vadis.records import checked, read_json
 
 METRICS: dict[str, Metric] = {
+    "obeyed": Metric("Obeyed", "higher", 1, "%"),
     "fid": Metric("FID", "lower", 3),
     "r1": Metric("R@1", "higher"),
     "r2": Metric("R@2", "higher"),
@@ -108,8 +109,8 @@ class Report:
         p = self.protocol
         lines = [f"# {self.model} · {p['name']}\n", f"{p['title']}.\n" if p["title"] else ""]
         lines += [
-            f"{self.items} items of {self.data}; evaluator {self.evaluator}; {self.settings.get('repeats', 1)} seeds, "
-            f"{self.settings.get('generations', 1)} sets of predictions. Mean ± 1.96 sd / √seeds.\n",
+            f"{self.items} items of {self.data}; evaluator {self.evaluator}; seeds: {self.settings.get('repeats', 1)}, "
+            f"sets of predictions: {self.settings.get('generations', 1)}. Mean ± 1.96 sd / √seeds.\n",
             "| metric | better | real | this model | difference |\n| --- | --- | ---: | ---: | ---: |",
         ]
         arrow = {"higher": "↑", "lower": "↓", "real": "→ real"}

@@ -68,6 +68,9 @@ class Run:
                     if counted.any() and not counted.all():  # the other prompts of a file serve other questions
                         values = {k: np.where(counted, v, np.nan) for k, v in values.items()}
                     found |= {f"{name}/{k}": v for k, v in values.items()}
+            if "obeyed" in self.plan.metrics:
+                texts = [draw.texts[0].text for draw in draws]
+                found["made/obeyed"] = measure.obedience(made, texts, self.plan)
             if "seams" in self.plan.metrics and real is not None:
                 values, usual = measure.seams(real, draws, None, self.plan)
                 found |= {f"real/{k}": v for k, v in values.items()}

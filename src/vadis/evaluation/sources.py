@@ -100,8 +100,9 @@ class PipelineSource(Source):
             raise VadisError(f"protocol {protocol.name} measures a tokenizer: give that part, e.g. pipe.tokenizer.")
         self.name = name or type(pipe).__name__
         self.ends_itself = protocol.length == "own" and pipe.capabilities.ends_itself
+        asked = "is asked for" if protocol.task == "prompts" else "the recordings do"
         self.notes = [
-            "motions end where the model ends them." if self.ends_itself else "motions last as long as the recordings."
+            "motions end where the model ends them." if self.ends_itself else f"motions last as long as {asked}."
         ]
         self.cleans = bool(self.settings.get("clean_feet", pipe.config.clean_feet))
         if self.cleans and protocol.task != "stream":
