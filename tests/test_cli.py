@@ -389,7 +389,11 @@ def test_doctor_names_every_extra_of_the_package() -> None:
 
 def test_limits_checked_before_torch_are_those_of_the_pipeline() -> None:
     from vadis.cli import generate
+    from vadis.cli.writing import SUFFIXES
+    from vadis.io import WRITERS
     from vadis.pipelines.base import MAX_SECONDS
+
+    assert set(WRITERS) == set(SUFFIXES)
     from vadis.text_encoders import MAX_CHARACTERS
 
     assert (generate.MAX_CHARACTERS, generate.MAX_SECONDS) == (MAX_CHARACTERS, MAX_SECONDS)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
+import vadis
 from vadis import rotation
-from vadis.errors import ShapeError, SkeletonError, VadisError
+from vadis.errors import FileError, ShapeError, SkeletonError, VadisError
 from vadis.kinematics import body_heading
 from vadis.motion import Motion
 from vadis.skeleton import Skeleton, smpl22
@@ -232,3 +233,44 @@ def test_rates_that_can_not_be(walk: Motion, fps: float) -> None:
 def test_more_frames_than_a_motion_may_have(walk: Motion) -> None:
     with pytest.raises(VadisError, match="ask for a lower rate"):
         walk.replace(fps=0.01).resample(99_000)
+
+
+# ---- as Python and notebooks expect
+
+
+def test_frames_by_slices(walk):
+    part = walk[10:40]
+    assert len(part) == part.num_frames == 30 and part.fps == walk.fps and part.meta == walk.meta
+    assert torch.equal(part.root, walk.root[10:40]) and part == walk.crop(10, 40)
+    half = walk[::2]
+    assert (
+        half.fps == walk.fps / 2
+        and len(half) == -(-len(walk) // 2)
+        and abs(half.seconds - walk.seconds) <= 1 / half.fps
+    )
+    assert walk[-5:] == walk[len(walk) - 5 :] and walk[:] == walk
+    for wrong, message in ((3, r"motion\[3\]: give a range of frames"), (slice(None, None, -1), "can't run backwards"),
+                           (slice(5, 5), "no frame is left of")):  # fmt: skip
+        with pytest.raises(VadisError, match=message):
+            walk[wrong]
+
+
+def test_equal_by_value(walk):
+    import copy
+    import pickle
+
+    other = walk.replace(root=walk.root.clone(), rotations=walk.rotations.clone(), meta={"caption": "walk"})
+    assert walk == other and hash(walk) == hash(other) and len({walk, other}) == 1
+    assert walk != walk[1:] and walk != walk.replace(fps=walk.fps * 2) and walk != "walk"
+    moved = walk.replace(root=walk.root + 1)
+    assert walk != moved and walk != walk.mirror()
+    assert pickle.loads(pickle.dumps(walk)) == walk == copy.deepcopy(walk)
+
+
+def test_the_suffix_decides_pictures_too(walk, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert walk[:4].save(tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(FileError, match="there is no option 'colour'; known are title, poses"):
+        walk.save(tmp_path / "a.png", colour="red")
+    with pytest.raises(FileError, match="can't read a.png: the suffix '.png' is unknown"):
+        vadis.load_motion(tmp_path / "a.png")

@@ -32,6 +32,7 @@ from pydantic.dataclasses import dataclass
 from vadis.component import Component
 from vadis.evaluation.clip_metrics import ClipMetrics, Metric
 from vadis.evaluation.protocol import Protocol
+from vadis.io import Format, load_motion, save_motion
 from vadis.generators.motionmillion import MotionMillion, MotionMillionConfig
 from vadis.representations.smpl135 import SMPL135
 from vadis.sizes import CONFIG
@@ -105,6 +106,16 @@ def highest(joints, fps, mode):
     return {"toy_highest": np.array([float(j[..., 1].max()) for j in joints])}
 
 
+def load_toy(path, fps: float | None = None):
+    return load_motion(path.with_suffix(".npz"))
+
+
+def save_toy(motion, path):
+    path.write_text(f"toy of {motion.num_frames} frames")
+    save_motion(motion, path.with_suffix(".npz"))
+
+
+FORMAT = Format(load_toy, save_toy)
 HIGHEST = ClipMetrics({"toy_highest": Metric("Highest joint", "higher", 2, "m")}, highest)
 PROTOCOL = Protocol(name="toy", metrics=("toy_metrics", "ground"), repeats=1, evaluator=None)
 '''
@@ -112,6 +123,9 @@ POINTS = """
 [vadis.representations]
 toy135 = toy_motion:toy135
 broken135 = toy_broken:make
+[vadis.formats]
+toy = toy_motion:FORMAT
+broken = toy_broken:FORMAT
 [vadis.tokenizers]
 toy_sign = toy_motion:SignTokenizer
 broken_sign = toy_broken:Tokenizer
@@ -155,6 +169,21 @@ def test_a_representation() -> None:
     rep, walk = representation("toy135"), procedural_walk(30, 20.0)
     made = rep.decode(rep.encode(walk.resample(rep.fps)))
     assert rep.name == "toy135" and made.num_frames == walk.resample(rep.fps).num_frames
+
+
+def test_a_format(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    walk = procedural_walk(30)
+    walk.save(tmp_path / "walk.toy")
+    assert (tmp_path / "walk.toy").read_text() == "toy of 30 frames"
+    assert (vadis.load_motion(tmp_path / "walk.toy").positions - walk.positions).abs().max() < 1e-4
+    assert main(["convert", str(tmp_path / "walk.toy"), str(tmp_path / "a.bvh")]) == 0
+    assert main(["convert", str(tmp_path / "a.bvh"), "-o", str(tmp_path / "b.toy")]) == 0
+    assert (tmp_path / "b.toy").read_text() == "toy of 30 frames"
+    with pytest.raises(VadisError, match="broken of the package toy-motion can't be used"):
+        vadis.load_motion(tmp_path / "walk.broken")
+    with pytest.warns(UserWarning, match="broken of the package"), pytest.raises(VadisError, match=r"one of .*\.toy"):
+        vadis.load_motion(tmp_path / "walk.xyz")
+    capsys.readouterr()
 
 
 def test_a_tokenizer_a_generator_and_an_evaluator(tmp_path: Path) -> None:

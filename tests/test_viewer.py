@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vadis.errors import VadisError
+from vadis.errors import MissingExtra, VadisError
 from vadis.viewer.sheet import contact_sheet, floor_height, titles_of
 
 
@@ -111,3 +111,58 @@ def test_live_viewer_serves_plays_and_stops(walk):
         viewer.stop()
     viewer.stop()  # twice is harmless
     assert not viewer._thread.is_alive()
+
+
+# ---- films and notebooks
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_films_last_as_long_as_the_motion(walk, tmp_path, suffix):
+    from PIL import Image
+
+    seen = []
+    path = walk[:30].save(
+        tmp_path / f"walk{suffix}", size=64, fps=10, progress=lambda done, of: seen.append((done, of))
+    )
+    assert seen[-1] == (10, 10) and path.stat().st_size > 500
+    if suffix == ".gif":
+        film = Image.open(path)
+        spans = []
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            spans.append(film.info["duration"])
+        assert film.size == (64, 64) and sum(spans) == pytest.approx(1000, abs=20)
+        return
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    frames = ffmpeg.read_frames(str(path))
+    about = next(frames)
+    assert about["size"] == (64, 64) and about["fps"] == 10 and about["duration"] == pytest.approx(1, abs=0.05)
+    pictures = [np.frombuffer(frame, np.uint8).reshape(64, 64, 3) for frame in frames]
+    assert len(pictures) == 10 and np.abs(pictures[0].astype(int) - pictures[-1]).max() > 40  # it moves
+
+
+def test_films_that_cannot_be_made(walk, tmp_path, monkeypatch):
+    for options, message in (({"size": 8}, "64 to 2160 pixels"), ({"fps": 0}, "1 to 120 frames per second")):
+        with pytest.raises(VadisError, match=message):
+            walk.save(tmp_path / "a.mp4", **options)
+    monkeypatch.setattr("vadis.viewer.film.MAX_FRAMES", 20)
+    with pytest.raises(VadisError, match=r"at most 20 are drawn. Cut it"):
+        walk.save(tmp_path / "a.gif", fps=30)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_motion_plays_in_a_notebook(walk, monkeypatch):
+    import html
+
+    page = walk._repr_html_()
+    assert page.startswith('<iframe sandbox="allow-scripts"') and page.endswith("</iframe>")
+    inside = html.unescape(page.split('srcdoc="')[1].rsplit('"></iframe>', 1)[0])
+    assert inside.lower().startswith("<!doctype html>") and len(page) < 3_000_000
+    monkeypatch.setattr("vadis.viewer.notebook.MAX_SECONDS", 1.0)
+    assert "The first 1 of" in walk._repr_html_()
+
+    def missing(*_, **__):
+        raise MissingExtra("the viewer needs viser: pip install 'vadis[viewer]'")
+
+    monkeypatch.setattr("vadis.viewer.page.write_page", missing)
+    assert "pip install &#x27;vadis[viewer]&#x27;" in walk._repr_html_() and "<iframe" not in walk._repr_html_()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vadis import rotation
 from vadis.errors import ShapeError, SkeletonError, VadisError
+from vadis.plugins import resolve
 from vadis.skeleton import Skeleton
 
 MAX_FPS = 100_000
@@ -58,6 +59,37 @@ class Motion:
             raise VadisError(
                 f"{int(bad.sum())} of {frames} frames hold NaN or infinite values, the first is frame {first}."
             )
+
+    def __len__(self) -> int:
+        """Frames."""
+        return self.num_frames
+
+    def __getitem__(self, frames: slice) -> "Motion":
+        """Some of the frames: `motion[30:90]`. With a step every so many, at a frame rate that much lower.
+
+        Raises VadisError for a single number, a step below 1, and where no frame is left.
+        """
+        if not isinstance(frames, slice):
+            raise VadisError(f"motion[{frames!r:.40}]: give a range of frames, such as motion[30:90] or motion[30:31].")
+        if frames.step is not None and frames.step < 1:
+            raise VadisError(f"a step of {frames.step} frames: give 1 or more; time can't run backwards.")
+        if not len(picked := range(self.num_frames)[frames]):
+            raise VadisError(f"no frame is left of {self.num_frames}: {frames.start} to {frames.stop} holds none.")
+        return self.replace(root=self.root[frames], rotations=self.rotations[frames], fps=self.fps / picked.step)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both move alike, to the bit: skeleton, root, rotations and frame rate. Notes (`meta`) don't count."""
+        if not isinstance(other, Motion):
+            return NotImplemented
+        return (
+            self.fps == other.fps
+            and _same_bones(self.skeleton, other.skeleton)
+            and torch.equal(self.root, other.root)
+            and torch.equal(self.rotations, other.rotations)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.num_frames, self.fps, self.skeleton.names, self.root[-1].numpy().tobytes()))
 
     @property
     def num_frames(self) -> int:
@@ -176,13 +208,25 @@ class Motion:
         return result
 
     def save(self, path: str | Path, **options: Any) -> Path:
-        """Write to a file; the suffix decides the format (see `vadis.io`)."""
+        """Write to a file; the suffix decides: `.bvh`, `.glb`, `.npz`, `.npy`, or to look at `.png`, `.html`, `.gif`, `.mp4`.
+
+        `options` are those of the format's writer (see `vadis.io`).
+        """
         from vadis.io import save_motion
 
         return save_motion(self, path, **options)
 
+    def _repr_html_(self) -> str:
+        """A player for notebooks, whole in itself; see `vadis.viewer.notebook`."""
+        return resolve("vadis.viewer.notebook:player")(self)
+
     def __repr__(self) -> str:
         return f"Motion({self.num_frames} frames at {self.fps:g}/s = {self.seconds:.2f} s, {self.skeleton})"
+
+
+def _same_bones(one: Skeleton, other: Skeleton) -> bool:
+    same = (one.names, one.parents) == (other.names, other.parents) and torch.equal(one.offsets, other.offsets)
+    return same and one.end_sites.keys() == other.end_sites.keys()
 
 
 def _join(first: Motion, second: Motion, blend: int, align: bool) -> Motion:

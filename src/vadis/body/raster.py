@@ -89,7 +89,7 @@ _KEY, _FILL = unit(vec([0.45, 0.75, 0.55])), unit(vec([-0.7, 0.25, 0.35]))
 
 
 def render(vertices: Array, normals: Array, faces: NDArray[np.int64], colors: Array, camera: Camera, width: int, height: int,
-           floor: float = 0.0, supersample: int = 2, background: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> NDArray[np.uint8]:  # fmt: skip
+           floor: float = 0.0, supersample: int = 2, background: tuple[float, float, float] | Array = (1.0, 1.0, 1.0)) -> NDArray[np.uint8]:  # fmt: skip
     """Shade a mesh standing on a floor with a soft shadow: an sRGB picture `(height, width, 3)`.
 
     Args:
@@ -97,7 +97,7 @@ def render(vertices: Array, normals: Array, faces: NDArray[np.int64], colors: Ar
         camera: the view; lights are fixed to it (key from the upper right).
         floor: height of the floor in metres.
         supersample: samples per pixel and axis.
-        background: colour in [0, 1] (sRGB).
+        background: colour in [0, 1] (sRGB), or a picture of it `(height, width, 3)`.
     """
     from scipy.ndimage import gaussian_filter, zoom
 
@@ -105,7 +105,10 @@ def render(vertices: Array, normals: Array, faces: NDArray[np.int64], colors: Ar
     axes = camera.axes()
     turn = np.stack([vec([axes[0, 0], 0, axes[0, 2]]), vec([0, 1, 0]), unit(vec([axes[2, 0], 0, axes[2, 2]]))])
     key, fill = _KEY @ turn, _FILL @ turn  # lights turn with the camera, about the vertical only
-    image = np.tile(vec(background) ** 2.2, (h * w, 1))
+    if isinstance(background, np.ndarray):
+        image = vec(background.repeat(supersample, 0).repeat(supersample, 1).reshape(-1, 3)) ** 2.2
+    else:
+        image = np.tile(vec(background) ** 2.2, (h * w, 1))
 
     # two shadows on the floor: a long soft one from the key light and a tight one straight below
     for direction, blur, strength in (

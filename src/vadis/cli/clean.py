@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_number, check_output, outputs, say
 from vadis.cli.reading import on_model_skeleton, read_motion
-from vadis.cli.writing import SUFFIXES, Out, Target, write
+from vadis.cli.writing import Out, Target, suffixes, write
 from vadis.errors import VadisError
 
 
@@ -36,7 +36,7 @@ class Clean:
     """Frame rate of the input, for files that don't state it or state it wrongly."""
 
     def run(self) -> None:
-        path = check_output(outputs(self.target, self.out, "vadis clean")[0], SUFFIXES)
+        path = check_output(outputs(self.target, self.out, "vadis clean")[0], suffixes())
         native = {"--smooth": self.smooth, "--floor": self.floor}
         stray = {"--window": self.window} if self.method == "native" else native
         for flag, value in stray.items():

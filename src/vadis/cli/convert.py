@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from vadis.cli.common import check_input, check_number, check_output, check_output_folder, in_flags, outputs, say
 from vadis.cli.reading import on_model_skeleton, read_motion
-from vadis.cli.writing import SUFFIXES, Out, Target, write
+from vadis.cli.writing import Out, Target, suffixes, write
 from vadis.errors import FileError, VadisError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Convert:
             return self._folder(Path(self.source), target)
         if self.format is not None:
             raise VadisError(f"--format is for folders; the suffix of {target} says what a single file becomes.")
-        self._file(check_output(target, SUFFIXES))
+        self._file(check_output(target, suffixes()))
         return 0
 
     def _folder(self, source: Path, target: str) -> int:
@@ -111,7 +111,7 @@ class Convert:
                 words, problem = io.StringIO(), None
                 try:
                     with contextlib.redirect_stderr(words), contextlib.redirect_stdout(io.StringIO()):
-                        replace(self, source=str(file), format=None)._file(check_output(path, SUFFIXES))
+                        replace(self, source=str(file), format=None)._file(check_output(path, suffixes()))
                 except VadisError as error:
                     problem, failed = in_flags(str(error), self), failed + 1
                 notes = [line for line in words.getvalue().splitlines() if line.startswith("warning: ")]

@@ -1,7 +1,6 @@
 """Motion files as the verbs read them: flags that a format has no use for are refused, and frame rates are never guessed."""
 
 import inspect
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +26,19 @@ def read_motion(
 
     Raises VadisError for a flag that the format has no use for, FileError for a file that can't be read.
     """
-    from vadis.io import READERS, load_motion
+    from vadis.io import function_of, load_motion, suffixes
 
     path = check_input(path)
     if path.is_dir():
         raise FileError(f"{path} is a folder: name one motion file, or convert all of its files with `vadis convert`.")
     if fps is not None:
         check_number("--fps", fps, 1, 1000, "frames/s")
-    module, colon, name = READERS.get(path.suffix.lower(), "").partition(":")
-    if not colon:
+    reader = function_of(path.suffix.lower(), "read")
+    if reader is None:
         raise FileError(
-            f"can't read {path.name}: its suffix must be one of {', '.join(READERS)}. `vadis info` may know more."
+            f"can't read {path.name}: its suffix must be one of {', '.join(suffixes('read'))}. `vadis info` may know more."
         )
-    known = inspect.signature(getattr(import_module(module), name)).parameters
+    known = inspect.signature(reader).parameters
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in known:

@@ -13,7 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from vadis.cli.access import access_from
 from vadis.cli.common import check_number, check_output, say
-from vadis.cli.writing import SUFFIXES, write
+from vadis.cli.writing import suffixes, write
 from vadis.errors import VadisError
 from vadis.files import atomic_write
 
@@ -91,8 +91,8 @@ class Stream:
         say(f"{seconds:.1f} s of motion, {1000 * made[len(made) // 2]:.0f} ms a latent (median of the last ones)")
 
     def _check(self) -> list[Path]:
-        suffixes = (*SUFFIXES, FRAMES_SUFFIX)
-        paths = [check_output(path, suffixes) for path in self.out]
+        known = (*suffixes(), FRAMES_SUFFIX)
+        paths = [check_output(path, known) for path in self.out]
         if self.seconds is not None:
             check_number("--seconds", self.seconds, 0.1, 86_400, "s")
         if self.every is not None:

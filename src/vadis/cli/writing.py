@@ -1,6 +1,7 @@
 """Results as the verbs write them: the suffix decides between a motion file, a contact sheet and a page that plays it."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from vadis.cli.common import check_output, numbered
+from vadis.cli.common import check_output, numbered, say
 from vadis.errors import VadisError
 
 if TYPE_CHECKING:
@@ -20,15 +21,23 @@ Target = Annotated[Positional[str | None], arg(metavar="OUT")]
 """The output as the last argument; the same as one `-o`."""
 Out = Annotated[tuple[str, ...], arg(aliases=["-o"], metavar="FILE"), UseAppendAction]
 """`-o FILE`, repeatable. The verbs take both forms and hand them to `vadis.cli.common.outputs`."""
-MOTION_SUFFIXES = (".bvh", ".glb", ".npz", ".npy")
-SUFFIXES = (*MOTION_SUFFIXES, ".png", ".html")
+SUFFIXES = (".bvh", ".glb", ".npz", ".npy", ".png", ".html", ".gif", ".mp4")
+"""As in `vadis.io.WRITERS`, checked here before torch is loaded; a test keeps them equal."""
+FILMS = (".gif", ".mp4")
+
+
+def suffixes() -> tuple[str, ...]:
+    """What can be written, formats of other packages included."""
+    from vadis.plugins import Table
+
+    return (*SUFFIXES, *(f".{name}" for name in Table("vadis.formats", {})))
 
 
 def check_outputs(paths: Sequence[str]) -> list[Path]:
     """The paths to write, before any work is done; FileError for a suffix that can't be written, VadisError for none."""
     if not paths:
-        raise VadisError(f"nowhere to write: give -o FILE, with one of the suffixes {', '.join(SUFFIXES)}.")
-    checked = [check_output(path, SUFFIXES) for path in paths]
+        raise VadisError(f"nowhere to write: give -o FILE, with one of the suffixes {', '.join(suffixes())}.")
+    checked = [check_output(path, suffixes()) for path in paths]
     if len(set(checked)) < len(checked):
         raise VadisError("the same output file is named twice.")
     return checked
@@ -108,7 +117,21 @@ def write(motions: Sequence["Motion"], path: Path, titles: Sequence[str], **opti
 
         contact_sheet(list(motions), path, title=list(titles))
         return [path]
+    if suffix in FILMS:
+        options = options | {"progress": _Drawing()}
     targets = [numbered(path, k, len(motions)) for k in range(len(motions))]
     for motion, target in zip(motions, targets, strict=True):
         motion.save(target, **options)
     return targets
+
+
+class _Drawing:
+    """How many frames of a film are drawn, on stderr now and then."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last > 5:
+            self.last = time.monotonic()
+            say(f"drawing the film: {done} of {total} frames")

@@ -314,9 +314,9 @@ def _gltf(path: Path) -> FileReport:
         }
     except (AttributeError, TypeError):  # lists and objects where the standard has others
         raise FileError(f"{path.name} is not a glTF file: its JSON page has another form.") from None
-    from vadis.io import READERS
+    from vadis.io import suffixes
 
-    readable = path.suffix.lower() in READERS
+    readable = path.suffix.lower() in suffixes("read")
     step = (
         _next_for_motion(path)
         if readable
