@@ -475,3 +475,23 @@ def test_the_readme_command_with_the_bundled_model(tmp_path: Path, capsys: pytes
     import vadis
 
     assert vadis.load_motion(target).num_frames == 180
+
+
+def test_models_and_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import vadis
+
+    rows = vadis.models()
+    assert [row.name for row in rows] == bundled() and all(row.summary and row.licence == "apache-2.0" for row in rows)
+    assert run("models") == 0
+    said = capsys.readouterr().out
+    assert "vadis-mini-stream" in said and "A small MotionStreamer that streams on one CPU core" in said
+    assert run("models", "--json") == 0 and len(json.loads(capsys.readouterr().out)) == len(rows)
+    assert run("-q", "generate", "walk", "--seconds", 1, "-o", tmp_path / "a.bvh") == 0
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.strip() == str(tmp_path / "a.bvh")
+
+
+def bundled() -> list[str]:
+    from vadis.hub import bundled_models
+
+    return bundled_models()

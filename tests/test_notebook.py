@@ -19,6 +19,6 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
     pages = [out["data"]["text/html"] for out in outputs if "text/html" in out.get("data", {})]
-    assert len(pages) == 1 and "<iframe" in pages[0]
+    assert sum("<iframe" in page for page in pages) == 1
     said = "".join(out.get("text", "") + out.get("data", {}).get("text/plain", "") for out in outputs)
     assert "TextToMotionPipeline" in said and "someone jumps in place" in said and "walk.glb" in said

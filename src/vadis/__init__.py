@@ -13,6 +13,7 @@ _LAZY = {
     "retarget": "vadis.retargeting",
     "representation": "vadis.representations",
     "load": "vadis.loading",
+    "models": "vadis.catalog",
     "import_checkpoint": "vadis.importing",
     "evaluate": "vadis.evaluation.evaluate",
     "VadisError": "vadis.errors",

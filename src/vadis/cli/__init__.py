@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from vadis.cli.common import quietly
 from vadis.errors import VadisError
 
 VERBS = {
@@ -29,6 +30,7 @@ VERBS = {
     "detokenize": ("vadis.cli.tokenize:Detokenize", "tokens → motion file"),
     "reconstruct": ("vadis.cli.tokenize:Reconstruct", "through a tokenizer and back, and what that lost"),
     "info": ("vadis.cli.info:Info", "say what a file or model is and what to do with it"),
+    "models": ("vadis.cli.models:Models", "the models that come with vadis"),
     "view": ("vadis.cli.view:View", "watch motions in the browser, or write a page that plays them"),
     "serve": ("vadis.cli.serve:Serve", "models over HTTP and WebSocket"),
     "fit dsft": ("vadis.cli.fit:FitDSFT", "a frequency tokenizer of a corpus, in seconds"),
@@ -73,7 +75,7 @@ Examples:
   vadis view walk.bvh other.bvh -o both.html
   vadis info thing.npy
 
-`vadis VERB --help` lists the flags of a verb. `--debug` before or after it shows the traceback of a failure.
+`vadis VERB --help` lists the flags of a verb. `-q` leaves out progress, `--debug` shows the traceback of a failure.
 """
 
 
@@ -87,10 +89,10 @@ def top_help() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` without the program's name, by default the process's own."""
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [w for w in words if w != "--debug"]
+    debug, quiet = "--debug" in words, bool({"-q", "--quiet"} & set(words))
+    words = [w for w in words if w not in ("--debug", "-q", "--quiet")]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quietly(quiet):
             if not debug:
                 _one_line_warnings()
             return _run(words)

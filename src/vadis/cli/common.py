@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,9 +122,23 @@ def _flag(flag: str, found: re.Match[str]) -> str:
     return flag if value in (None, "True") else f"{flag} {value}"
 
 
+_quiet: ContextVar[bool] = ContextVar("vadis_quiet", default=False)
+
+
+@contextlib.contextmanager
+def quietly(on: bool) -> Iterator[None]:
+    """Inside, `say` says nothing if `on`; results and errors are printed all the same."""
+    token = _quiet.set(on)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 def say(text: str) -> None:
     """A line of progress, to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    if not _quiet.get():
+        print(text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
