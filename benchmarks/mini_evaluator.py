@@ -3,7 +3,7 @@
     python benchmarks/mini_evaluator.py CORPUS                    # the bundled evaluator on its own held-out recordings
     python benchmarks/mini_evaluator.py CORPUS --model FOLDER
 
-CORPUS is the corpus of recipes/mini-evaluator.yaml, whose split says what is held out. Beside the evaluator stands a plain
+CORPUS is the corpus of mini-evaluator, whose split says what is held out. Beside the evaluator stands a plain
 baseline: ridge regression from means and deviations of a clip's features to MiniLM's sentence vector, fitted on the same
 training stretches. Every damage should lower retrieval or raise the Fréchet distance.
 """
@@ -28,7 +28,7 @@ from vadis.text_encoders import MiniLMEncoder
 from vadis.training.pairs import Pairs, Stretch
 from vadis.training.tasks import load_recipe
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "mini-evaluator.yaml"
+RECIPE = Path(__file__).parent.parent / "src/vadis/recipes" / "mini-evaluator.yaml"
 ROUNDS, LONGEST = 50, 300
 
 

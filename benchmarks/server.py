@@ -46,7 +46,7 @@ def random_model(folder: Path) -> Path:
     from vadis.tokenizers import CausalTAE, CausalTAEConfig
 
     torch.manual_seed(0)
-    recipes = Path(__file__).parent.parent / "recipes"
+    recipes = Path(__file__).parent.parent / "src/vadis/recipes"
     sizes = [yaml.safe_load((recipes / f"mini-stream-{part}.yaml").read_text())["model"] for part in ("tae", "ar")]
     known = [{k: v for k, v in page.items() if k in asdict(c)} for page, c in zip(sizes, (CausalTAEConfig(), MotionStreamerConfig()), strict=True)]  # fmt: skip
     tokenizer, generator = CausalTAE(CausalTAEConfig(**known[0])), MotionStreamer(MotionStreamerConfig(**known[1]))

@@ -2,7 +2,7 @@
 
     python benchmarks/tokenizer_study.py --data corpora/mini --out runs/bench [--only vq rvq] [--threads 1]
 
-Trainings are `vadis train recipes/bench/FAMILY.yaml` with the overrides below; one that has ended is not repeated, one
+Trainings are `vadis train bench/FAMILY` with the overrides below; one that has ended is not repeated, one
 that was broken off goes on. The table, the plots and the answers to three questions are written to OUT/report: does 2-D
 beat 1-D at equal bits and parameters, where do VQ and RVQ stop gaining with the size of the codebook, and what do the
 parts of DSFT's rate buy. About 5 minutes a training on one CPU core, 20 for lfq2d.
@@ -74,7 +74,7 @@ def train(name: str, out: Path, data: str, steps: int | None) -> None:
         return
     print(f"--- {name}", flush=True)
     settings = [*overrides, f"run={folder}", f"data.corpus={data}", "resume=auto"]
-    start(Path("recipes/bench") / f"{recipe}.yaml", settings + ([f"steps={steps}"] if steps else []))
+    start(f"bench/{recipe}", settings + ([f"steps={steps}"] if steps else []))
 
 
 def fit_dsft(out: Path, data: str) -> None:

@@ -28,7 +28,7 @@ from vadis.tokenizers import (
 from vadis.tokenizers.parts import MIRRORED, part_columns
 from vadis.training import train
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "src/vadis/recipes"
 
 
 def tiny(kind: str, **changes: Any) -> Any:

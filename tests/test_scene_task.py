@@ -62,7 +62,7 @@ def recipe(work: Path, **changes: Any) -> list[str]:
     return [f"{k}={v}" for k, v in (base | changes).items()]
 
 
-RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "motionvla-scenes.yaml"
+RECIPE = Path(__file__).resolve().parent.parent / "src/vadis/recipes" / "motionvla-scenes.yaml"
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from vadis.training.study import attempt, run_study
 from vadis.training.study_plan import cell_recipe, cells, dry_run, load_study
 from vadis.training.study_report import averaged, fit_power_law, markdown, short, write_report
 
-STUDIES = Path(__file__).parent.parent / "recipes" / "studies"
+STUDIES = Path(__file__).parent.parent / "src/vadis/recipes" / "studies"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from vadis.representations import representation
 from vadis.tokenizers import VQTokenizer, VQTokenizerConfig
 from vadis.training import train
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "src/vadis/recipes"
 TINY = dict(n_layer=2, n_head=2, n_embd=32, mlp_ratio=2, block_size=21, clip_dim=12, nb_code=25)
 WORDS = ["a", "person", "walks", "forward", "and", "waves", "someone", "jumps", "walk"]
 

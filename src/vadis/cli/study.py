@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, check_output_folder, print_json, say
+from vadis.cli.common import check_number, check_output_folder, print_json, say
 from vadis.errors import VadisError
 
 
@@ -43,7 +43,7 @@ class _StudyVerb:
         check_number("--jobs", self.jobs, 1, 256)
         if self.out is not None:
             check_output_folder(self.out)
-        study = load_study(check_input(self.file), self.settings, run=self.out)
+        study = load_study(self.file, self.settings, run=self.out)
         if (self.kind == "ablation") != bool(study.variants):
             has = "tables of variants" if study.variants else "axes alone"
             raise VadisError(f"{Path(self.file).name} has {has}: `vadis study {self.other} {self.file}`.")
@@ -103,7 +103,7 @@ class Scaling(_StudyVerb):
 
     Call it again to go on: finished cells are skipped, a training continues from its checkpoint.
 
-    Example: vadis study scaling recipes/studies/scaling-mini.yaml --dry-run
+    Example: vadis study scaling studies/scaling-mini --dry-run
     """
 
     kind = "scaling"
@@ -116,7 +116,7 @@ class Ablation(_StudyVerb):
 
     Call it again to go on: finished variants are skipped, a training continues from its checkpoint.
 
-    Example: vadis study ablation recipes/studies/ablations-mini.yaml --dry-run
+    Example: vadis study ablation studies/ablations-mini --dry-run
     """
 
     kind = "ablation"

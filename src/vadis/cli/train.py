@@ -1,22 +1,24 @@
-"""`vadis train recipes/NAME.yaml key=value …`."""
+"""`vadis train RECIPE key=value …`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_output_folder
+from vadis.cli.common import check_output_folder
 
 
 @dataclass(frozen=True)
 class Train:
     """Train what a recipe describes; every setting of the recipe can be changed by key=value.
 
-    vadis train recipes/mini-tokenizer.yaml steps=1000 optimizer.lr=1e-4 --out runs/mine
+    vadis train                                  # lists the recipes that come with vadis
+    vadis train mini-tokenizer steps=1000 optimizer.lr=1e-4 --out runs/mine
+    vadis train my-recipe.yaml
     """
 
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE.yaml")]
-    """The recipe."""
+    recipe: Annotated[Positional[str | None], arg(metavar="RECIPE")] = None
+    """A YAML file, or the name of a recipe that comes with vadis."""
     settings: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Settings to change, dotted for groups: optimizer.lr=1e-4."""
     out: str | None = None
@@ -25,7 +27,12 @@ class Train:
     """auto continues from the checkpoint in the folder, if there is one; the same as resume=auto."""
 
     def run(self) -> None:
-        check_input(self.recipe)
+        from vadis.config import find_recipe, recipe_names
+
+        if self.recipe is None:
+            print(*recipe_names(), sep="\n")
+            return
+        find_recipe(self.recipe)
         from vadis.training import train
 
         settings = [*self.settings]

@@ -4,6 +4,8 @@
         additional_config={"motion_tokenizer": FOLDER})                  # the tokenizer: for exact lengths of DSFT
     SamplingParams(extra_args={"motion": {"length": 50}}, stop_token_ids=[end])
 
+Experimental: the processor of a request is tested, the adapter only against vLLM's documentation, never inside it.
+
 FOLDER holds the model and its `motion_vocabulary.json`. Requests without "motion" in `extra_args` are left alone. vLLM is
 imported only when the adapter is asked for; the processor itself needs nothing but torch.
 """

@@ -1,6 +1,6 @@
 """Training: a recipe (YAML) names data, model, loss and schedule; one loop runs them all.
 
-`train("recipes/mini-tokenizer.yaml", ["steps=100", "optimizer.lr=1e-4"])` returns the folder of the trained model.
+`train("mini-tokenizer", ["steps=100", "optimizer.lr=1e-4"])` returns the folder of the trained model.
 """
 
 from importlib import import_module

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from typing_extensions import TypedDict
 
-from vadis.config import STRICT, apply_overrides, as_dict, build, parse_setting, read_recipe
+from vadis.config import STRICT, apply_overrides, as_dict, build, find_recipe, parse_setting, read_recipe, recipe_names
 from vadis.errors import FileError, VadisError
 from vadis.records import MAX_BYTES, checked, parse_json, read_bytes
 from vadis.training.config import Batch, Recipe, Steps
@@ -85,7 +85,7 @@ class Study:
     """A study file; settings of its cells are those of `settings`, then of the budget, then of the levels."""
 
     recipe: str
-    """Base recipe; relative to the study file."""
+    """Base recipe: a file, relative to the study's, or the name of one that comes with vadis."""
     run: str
     """Folder of the cells."""
     title: str = ""
@@ -131,10 +131,10 @@ def load_study(path: str | Path, settings: Sequence[str] = (), **changes: Any) -
 
     Raises FileError when it can't be read, VadisError naming what is wrong in it.
     """
-    path = Path(path)
+    path = find_recipe(path)
     raw = read_recipe(path)
     raw.setdefault("run", f"runs/studies/{path.stem}")
-    if isinstance(raw.get("recipe"), str):
+    if isinstance(raw.get("recipe"), str) and raw["recipe"] not in recipe_names():
         raw["recipe"] = str(path.parent / raw["recipe"])
     for group in ("axes", "variants"):  # YAML reads a level called 0 as a number
         if isinstance(raw.get(group), dict):

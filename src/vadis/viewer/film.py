@@ -119,7 +119,7 @@ def _mp4(pictures: Iterator[NDArray[np.uint8]], path: Path, fps: float, size: in
         raise MissingExtra("films need imageio-ffmpeg: pip install 'vadis[export]'") from error
     options = ["-f", "mp4", "-movflags", "+faststart"]  # the name of a file in the making says no format
     writer: Any = imageio_ffmpeg.write_frames(
-        str(path), (size, size), fps=fps, quality=7, macro_block_size=2, output_params=options, ffmpeg_log_level="error"
+        str(path), (size, size), fps=fps, quality=5, macro_block_size=2, output_params=options, ffmpeg_log_level="error"
     )
     writer.send(None)
     try:
