@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import procedural_walk
 
 from vadis import files
+from vadis.cli import main
 from vadis.data.parts import Parts
 from vadis.errors import FileError
 from vadis.files import WORK, atomic_folder, atomic_write, kept_work, recover, stamp
+from vadis.representations import representation
 
 ROOT = Path(__file__).parent.parent
 
@@ -330,3 +333,42 @@ log_every: 1
     assert done.stdout.startswith(f"can't write {tmp_path / 'run' / 'checkpoint'}: File too large. Free space")
     assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"] == 8
     assert names(tmp_path / "run") == ["checkpoint", "config.json", "log.jsonl", "model", "run.json"]
+
+
+# ---- nothing is written over what is read
+
+
+def test_outputs_that_are_inputs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A verb whose output is its input, lies in it or holds it says so before any work, and the input stays to the byte."""
+    from vadis.data.corpus import Caption, CorpusWriter
+
+    rep = representation("ms272")
+    with CorpusWriter(tmp_path / "corpus", rep.name, 30.0) as writer:
+        for i in range(4):
+            about = {"split": "train" if i else "val", "group": str(i), "source": "made", "licence": "CC0-1.0"}
+            writer.add(f"walk-{i}", rep.encode(procedural_walk(90, turn=i / 4)), [Caption("a walk", 0, 3)], **about)
+    procedural_walk(60).save(tmp_path / "takes" / "a.bvh")
+    (tmp_path / "link.bvh").symlink_to(tmp_path / "takes" / "a.bvh")
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    corpus, takes, take = tmp_path / "corpus", tmp_path / "takes", tmp_path / "takes" / "a.bvh"
+    training = ("train", "mini-tokenizer", f"data.corpora={{{corpus}: 1}}", "data.validation_corpus=null", "steps=1")
+    for words, message in (
+        (("convert", take, take), "is what is read"),
+        (("convert", take, tmp_path / "link.bvh"), "is what is read"),
+        (("clean", take, "-o", take), "is what is read"),
+        (("retarget", take, "-o", take), "is what is read"),
+        (("reconstruct", take, "-o", take), "is what is read"),
+        (("data", "build", takes, takes / "corpus"), "lies in"),
+        (("data", "build", takes, tmp_path), "holds"),
+        (("data", "augment", corpus, corpus), "is what is read"),
+        (("data", "augment", corpus, corpus / "more"), "lies in"),
+        (("data", "encode", corpus, corpus / "more", "--tokenizer", "vadis-mini"), "lies in"),
+        (("data", "tokens", corpus, corpus, "--tokenizer", "vadis-mini"), "is what is read"),
+        (("fit", "dsft", corpus, "-o", corpus), "holds other files"),
+        (("evaluate", "--baseline", "real", "--data", corpus, "--evaluator", "none", "-o", corpus), "is what is read"),
+        (("evaluate", "--baseline", "real", "--data", corpus, "--evaluator", "none", "-o", takes), "holds other files"),
+        ((*training, f"run={corpus}"), "holds other files"),
+    ):
+        assert main([str(word) for word in words]) == 2, words
+        assert message in capsys.readouterr().err, words
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vadis.checkpoint import check_fit, load_strictly
 from vadis.devices import pick_dtype
 from vadis.errors import FileError, ModelError
-from vadis.files import atomic_folder, atomic_write
+from vadis.files import atomic_folder, atomic_write, free_folder
 from vadis.locks import only_run
 from vadis.places import check_links, relative_name
 from vadis.records import checked, read_json
@@ -37,13 +37,14 @@ SHARD_BYTES = 5_000_000_000
 
 
 def save_pretrained(component: Any, folder: str | Path) -> None:
-    """Write config, weights and a card to `folder`; every file is complete or absent, other files there stay.
+    """Write config, weights and a card to `folder`, a new one or that of an older component, whose other files stay.
 
     The config goes last, so a folder that has it is whole. An existing card is kept.
     """
     folder = Path(folder)
     if folder.is_file():
         raise FileError(f"{folder} is a file: name a folder to save to.")
+    free_folder(folder, "config.json")
     if not folder.exists():
         with atomic_folder(folder) as temporary:
             _write_component(component, temporary)

@@ -178,6 +178,30 @@ def _work_folder(path: Path, work: str | None) -> Path:
     return folder
 
 
+def apart(output: str | Path, *inputs: str | Path) -> None:
+    """Raise FileError where writing `output` would change or swallow one of the files or folders that it is made from."""
+    place = Path(output).resolve()
+    for given in inputs:
+        source = Path(given).resolve()
+        if not source.exists():
+            continue
+        if place == source or (place.exists() and place.samefile(source)):
+            raise FileError(f"{output} is what is read: name another place to write to, so that the original stays.")
+        if source.is_dir() and place.is_relative_to(source):
+            raise FileError(f"{output} lies in {given}, which is read: name a place outside it.")
+        if place.is_dir() and source.is_relative_to(place):
+            raise FileError(f"{output} holds {given}, which is read: name a place that doesn't.")
+
+
+def free_folder(folder: str | Path, *ours: str) -> None:
+    """Raise FileError where a folder holds something, and none of the files or folders `ours` by which it is known."""
+    folder = Path(folder)
+    if not folder.is_dir() or any((folder / name).exists() for name in ours):
+        return
+    if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise FileError(f"{folder} holds other files: name a new folder.")
+
+
 def stamp(*paths: str | Path) -> list[list[str | int]]:
     """Name, size and time of files, of folders of all files below: says whether partial work still belongs to its inputs.
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_number, check_output, outputs, say
+from vadis.cli.common import check_apart, check_number, check_output, outputs, say
 from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import Out, Target, suffixes, write
 from vadis.errors import VadisError
@@ -37,6 +37,7 @@ class Clean:
 
     def run(self) -> None:
         path = check_output(outputs(self.target, self.out, "vadis clean")[0], suffixes())
+        check_apart(path, self.source)
         native = {"--smooth": self.smooth, "--floor": self.floor}
         stray = {"--window": self.window} if self.method == "native" else native
         for flag, value in stray.items():

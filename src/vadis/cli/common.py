@@ -189,6 +189,13 @@ def output_folder(target: str | None, out: Sequence[str], verb: str) -> Path:
     return check_output_folder(outputs(target, out, verb)[0])
 
 
+def check_apart(output: str | Path, *inputs: str | Path) -> None:
+    """FileError where writing `output` would change one of the inputs."""
+    from vadis.files import apart
+
+    apart(output, *inputs)
+
+
 def outputs(target: str | None, out: Sequence[str], verb: str = "") -> list[str]:
     """Where to write: `OUT` as the last argument, `-o OUT`, or both; VadisError for neither.
 

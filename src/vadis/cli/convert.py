@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_input, check_number, check_output, check_output_folder, in_flags, outputs, say
+from vadis.cli.common import (
+    check_apart,
+    check_input,
+    check_number,
+    check_output,
+    check_output_folder,
+    in_flags,
+    outputs,
+    say,
+)
 from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import Out, Target, suffixes, write
 from vadis.errors import FileError, VadisError
@@ -76,7 +85,9 @@ class Convert:
             return self._folder(Path(self.source), target)
         if self.format is not None:
             raise VadisError(f"--format is for folders; the suffix of {target} says what a single file becomes.")
-        self._file(check_output(target, suffixes()))
+        path = check_output(target, suffixes())
+        check_apart(path, self.source)
+        self._file(path)
         return 0
 
     def _folder(self, source: Path, target: str) -> int:

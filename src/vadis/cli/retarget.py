@@ -35,7 +35,7 @@ class Retarget:
     """Frame rate of the output; by default the input's."""
 
     def run(self) -> None:
-        paths = check_outputs(outputs(self.target, self.out))
+        paths = check_outputs(outputs(self.target, self.out), self.source)
         if self.resample is not None:
             check_number("--resample", self.resample, 1, 1000, "frames/s")
         motion = read_motion(self.source, fps=self.fps)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vadis.cli.common import check_output, outputs, print_json, say
+from vadis.cli.common import check_apart, check_output, outputs, print_json, say
 from vadis.cli.reading import on_model_skeleton, read_motion
 from vadis.cli.writing import Out, Target, check_outputs, write
 from vadis.errors import ModelError
@@ -44,6 +44,7 @@ class Tokenize:
         from vadis.io.tokens import TokenFile
 
         path = check_output(outputs(self.target, self.out, "vadis tokenize")[0], (".npz",))
+        check_apart(path, self.source)
         tokenizer = _steps_tokenizer(self.model, self.allow_download)
         _, features = _read(self.source, self.fps, tokenizer)
         tokens = tokenizer.encode(features).cpu().numpy()
@@ -84,7 +85,7 @@ class Detokenize:
         from vadis.places import named_in_file
         from vadis.representations import representation
 
-        paths = check_outputs(outputs(self.target, self.out))
+        paths = check_outputs(outputs(self.target, self.out), self.source)
         stored = TokenFile.load(self.source)
         model = self.model or named_in_file(
             stored.model, f"{self.source}: its model", known=bundled_models(), allow_download=self.allow_download,
@@ -130,7 +131,7 @@ class Reconstruct:
         from vadis.pipelines.load import load_tokenizer
         from vadis.representations import representation
 
-        paths = check_outputs(outputs(self.target, self.out))
+        paths = check_outputs(outputs(self.target, self.out), self.source)
         tokenizer = load_tokenizer(self.model, allow_download=self.allow_download)
         motion, features = _read(self.source, self.fps, tokenizer)
         made = representation(tokenizer.representation).decode(tokenizer.reconstruct(features), fps=tokenizer.fps)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from vadis.cli.common import check_output, numbered, say
+from vadis.cli.common import check_apart, check_output, numbered, say
 from vadis.errors import VadisError
 
 if TYPE_CHECKING:
@@ -33,11 +33,16 @@ def suffixes() -> tuple[str, ...]:
     return (*SUFFIXES, *(f".{name}" for name in Table("vadis.formats", {})))
 
 
-def check_outputs(paths: Sequence[str]) -> list[Path]:
-    """The paths to write, before any work is done; FileError for a suffix that can't be written, VadisError for none."""
+def check_outputs(paths: Sequence[str], *inputs: str) -> list[Path]:
+    """The paths to write, before any work is done.
+
+    Raises FileError for a suffix that can't be written and for one of the `inputs`, VadisError for no path at all.
+    """
     if not paths:
         raise VadisError(f"nowhere to write: give -o FILE, with one of the suffixes {', '.join(suffixes())}.")
     checked = [check_output(path, suffixes()) for path in paths]
+    for path in checked:
+        check_apart(path, *inputs)
     if len(set(checked)) < len(checked):
         raise VadisError("the same output file is named twice.")
     return checked

@@ -18,7 +18,7 @@ from vadis.data.captions import automatic_captions, facts, mirror_text
 from vadis.data.corpus import Caption, Corpus, CorpusWriter
 from vadis.data.glitches import MAX_SPEED
 from vadis.errors import VadisError
-from vadis.files import stamp
+from vadis.files import apart, stamp
 from vadis.kinematics import ATTRIBUTES, kinematic_plan
 from vadis.motion import Motion
 from vadis.representations import representation as find_representation
@@ -303,6 +303,7 @@ def augment_corpus(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    apart(out, corpus.path)
     options = options or AugmentOptions()
     rep = find_representation(corpus.about["representation"])
     about = {"from": corpus.path.name, "options": {k: getattr(options, k) for k in options.__dataclass_fields__}}

@@ -23,7 +23,7 @@ from vadis.data.captions import mirror_text
 from vadis.data.corpus import MAX_SECONDS, Caption, Corpus, CorpusWriter
 from vadis.data.glitches import repair
 from vadis.errors import FileError, VadisError
-from vadis.files import stamp
+from vadis.files import apart, stamp
 from vadis.io import load_motion
 from vadis.io.archive import iter_motion_files
 from vadis.motion import Motion
@@ -194,6 +194,7 @@ def build_corpus(
 
     Interrupted work is taken up again by the same call. Raises FileError or VadisError for unusable sources or options.
     """
+    apart(out, *sources, *captions, *([manifest] if manifest else []))
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     options = options or BuildOptions()

@@ -31,7 +31,7 @@ from vadis.data.parts import Parts
 from vadis.data.share import nested_share
 from vadis.data.tables import Kind, check_spans, is_finite, read_array, read_lists, read_page, read_table
 from vadis.errors import FileError, ShapeError, VadisError
-from vadis.files import WORK, atomic_folder, stamp
+from vadis.files import WORK, apart, atomic_folder, stamp
 
 VERSION = 1
 SLACK = 0.25  # seconds; a caption that leaves out no more at either end speaks of the whole clip
@@ -75,6 +75,7 @@ def encode_corpus(
 
     Raises VadisError when the tokenizer does not fit the corpus or nothing is left.
     """
+    apart(out, corpus.path)
     import pyarrow as pa
     import pyarrow.parquet as pq
 

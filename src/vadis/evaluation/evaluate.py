@@ -32,6 +32,7 @@ from vadis.evaluation.sources import (
     check_fit,
     model_identity,
 )
+from vadis.files import apart, free_folder
 from vadis.hub import bundled_models
 from vadis.loading import load
 from vadis.locks import only_run
@@ -96,6 +97,9 @@ def evaluate(
     named in `report.unavailable`.
     """
     folder = None if out is None else Path(out)
+    if folder is not None:
+        apart(folder, *(place for place in (model, data, real) if isinstance(place, str | Path)))
+        free_folder(folder, "report.json", "work")
     with nullcontext() if folder is None else only_run(folder):
         clock = Clock()
         plan = load_protocol(protocol)

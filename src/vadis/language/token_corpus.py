@@ -37,7 +37,7 @@ from vadis.data.encoded_corpus import (
 from vadis.data.parts import Parts
 from vadis.data.tables import check_spans, read_array, read_lists, read_page, read_table
 from vadis.errors import FileError, ModelError, VadisError
-from vadis.files import atomic_folder
+from vadis.files import apart, atomic_folder
 from vadis.language.vocabulary import MotionTokenizerFacts
 from vadis.records import checked, read_lines
 from vadis.tokenizers.dsft.sequence import LENGTH_STEP, Encoded
@@ -72,6 +72,7 @@ def tokenize_corpus(
 
     Raises VadisError when the tokenizer does not fit the corpus or nothing is left.
     """
+    apart(out, corpus.path)
     if tokenizer.continuous:
         raise ModelError(f"{type(tokenizer).__name__} makes latents, not tokens: use a discrete tokenizer.")
     if tokenizer.representation != corpus.representation or tokenizer.fps != corpus.fps:

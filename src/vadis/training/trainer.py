@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from vadis.config import as_dict
 from vadis.errors import MissingExtra, ModelError, VadisError
-from vadis.files import atomic_folder, atomic_write, recover, writing
+from vadis.files import atomic_folder, atomic_write, free_folder, recover, writing
 from vadis.locks import only_run
 from vadis.training import sharding
 from vadis.training.checkpoint_files import load_average, load_model, load_optimizer, read_state
@@ -96,6 +96,7 @@ class Trainer:
             AcceleratorState._reset_state(reset_partial_state=True)
         self.recipe = recipe
         self.folder = Path(recipe.run)
+        free_folder(self.folder, "run.json", "log.jsonl", "checkpoint", "error.txt")
         self.step = 0
         self.seconds_before = 0.0
         self.best = math.inf

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vadis.config import build_config
 from vadis.errors import FileError, ModelError, about
-from vadis.files import atomic_folder, atomic_write
+from vadis.files import atomic_folder, atomic_write, free_folder
 from vadis.io.arrays import Npz
 from vadis.locks import only_run
 from vadis.records import checked, read_json
@@ -66,6 +66,7 @@ def save(tok: Any, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.is_file():
         raise FileError(f"{folder} is a file: name a folder to save to.")
+    free_folder(folder, "config.json")
     if folder.exists():
         with only_run(folder):
             _write(tok, folder)
