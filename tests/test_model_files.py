@@ -502,3 +502,22 @@ def test_numbers_beyond_any_setting_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(page | {"log_variance_range": [-30.0, 1e39]}))
     with pytest.raises(ModelError, match="config.json holds 1e.39: no setting is beyond 1e.30"):
         vadis.load(tmp_path)
+
+
+def test_an_optimizer_whose_numbers_cannot_be(tmp_path: Path) -> None:
+    """Steps and means of squares are never negative; weights would turn complex or NaN in the first step."""
+    from vadis.training.checkpoint_files import load_optimizer
+
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    for name, value in (("step", torch.tensor(-0.5)), ("exp_avg_sq", torch.full((2, 2), -1.0))):
+        page = optimizer.state_dict()
+        page["state"] = {k: dict(v) for k, v in page["state"].items()}
+        page["state"][0][name] = value
+        torch.save(page, tmp_path / "optimizer.pt")
+        with pytest.raises(
+            FileError, match="optimizer.pt: what it keeps of parameter 0 is damaged: delete the checkpoint"
+        ):
+            load_optimizer(optimizer, tmp_path / "optimizer.pt")

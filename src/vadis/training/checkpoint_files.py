@@ -83,6 +83,10 @@ def load_optimizer(optimizer: Any, path: Path) -> None:
         of_weights = tuple(parameters[number].shape)
         if set(shapes) != set(kept) or shapes != {n: () if n == "step" else of_weights for n in _ADAM}:
             raise FileError(f"{path}: what it keeps of parameter {number} does not fit: delete the checkpoint.")
+        numbers = all(value.is_floating_point() for name, value in kept.items() if name != "step")
+        step = kept["step"]
+        if not numbers or step.is_complex() or float(step) < 0 or bool((kept["exp_avg_sq"] < 0).any()):
+            raise FileError(f"{path}: what it keeps of parameter {number} is damaged: delete the checkpoint.")
         with about(path):
             check_finite({f"{name} of parameter {number}": value for name, value in kept.items()})
     sharding.load_optimizer(optimizer, {"state": state, "param_groups": groups})
