@@ -282,7 +282,7 @@ def test_a_delta_names_ours_what_is_inside_or_what_may_be_fetched(cache: Path, t
 def test_a_token_file_names_a_bundled_model_or_the_user_does(
     walk: Motion, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vadis.data.encoded_corpus import fingerprint
+    from vadis.data.segments import fingerprint
 
     tokenizer = vadis.load("vadis-mini").tokenizer
     tokens = tokenizer.encode(representation("ms272").encode(walk)).numpy()

@@ -73,7 +73,7 @@ class BenchmarkTokenizers:
         return pairs
 
     def _report(self, name: str, source: str, corpus: Any, clips: list[Any], evaluator: Any, folder: Path) -> Any:
-        from vadis.data.encoded_corpus import fingerprint
+        from vadis.data.segments import fingerprint
         from vadis.evaluation.compare_tokenizers import TokenizerReport, fit_clips, measure
         from vadis.pipelines.load import load_tokenizer
 

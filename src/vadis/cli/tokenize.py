@@ -40,7 +40,7 @@ class Tokenize:
     def run(self) -> None:
         import numpy as np
 
-        from vadis.data.encoded_corpus import fingerprint
+        from vadis.data.segments import fingerprint
         from vadis.io.tokens import TokenFile
 
         path = check_output(outputs(self.target, self.out, "vadis tokenize")[0], (".npz",))
@@ -79,7 +79,7 @@ class Detokenize:
     """Fetch from the Hub what the file, or one in the model's folder, names there."""
 
     def run(self) -> None:
-        from vadis.data.encoded_corpus import fingerprint
+        from vadis.data.segments import fingerprint
         from vadis.hub import bundled_models
         from vadis.io.tokens import TokenFile
         from vadis.places import named_in_file

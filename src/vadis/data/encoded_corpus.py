@@ -12,11 +12,10 @@ is tokenised as if it were a clip of its own. Letters: B rows, N segments, S tok
 text width, P plan rows, A plan attributes.
 """
 
-import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,29 +24,27 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vadis import __version__
 from vadis.data.corpus import HEADER, Corpus, npy_header
 from vadis.data.parts import Parts
+from vadis.data.segments import (
+    ProgressBars,
+    Segment,
+    features_of,
+    find_segments,
+    fingerprint,
+    plain_values,
+    work_key,
+    write_tokens,
+)
 from vadis.data.share import nested_share
 from vadis.data.tables import Kind, check_spans, is_finite, read_array, read_lists, read_page, read_table
 from vadis.errors import FileError, ShapeError, VadisError
-from vadis.files import WORK, apart, atomic_folder, stamp
+from vadis.files import WORK, apart, atomic_folder
 
 VERSION = 1
-SLACK = 0.25  # seconds; a caption that leaves out no more at either end speaks of the whole clip
-ROWS = 64  # segments of one tokenizer call
 
 PlanFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (T, D) in physical units to values (P, A) and a mask (P, A) of those that are known."""
-
-
-@dataclass(frozen=True)
-class _Segment:
-    row: int
-    first: int
-    frames: int
-    texts: tuple[int, ...]
-    kinds: tuple[str, ...]
 
 
 def encode_corpus(
@@ -87,7 +84,7 @@ def encode_corpus(
     per_token = int(tokenizer.frames_per_token)
     least = max(per_token, 8, round(min_seconds * corpus.fps))
     most = round(max_seconds * corpus.fps) if max_seconds else None
-    texts, segments, left_out = _segments(corpus, least, most)
+    texts, segments, left_out = find_segments(corpus, least, most)
     if not segments:
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "it has no clips"
         raise VadisError(f"nothing of {corpus.path} can be encoded: {reasons}.")
@@ -95,10 +92,10 @@ def encode_corpus(
     firsts = np.concatenate([[0], np.cumsum(steps)])
     probes = [next(iter(text_encoder.encode_each(texts[:1])))[1].cpu().numpy()]  # other weights, other numbers
     if plan is not None:
-        probes += [value.numpy() for value in plan(_features(corpus, segments[0]))]
-    work = _work(corpus, segments, texts, fingerprint(tokenizer), text_encoder.name, *probes)
-    with atomic_folder(out, work, "encoded.json") as folder, _Progress(progress) as show:
-        _write_tokens(corpus, tokenizer, segments, steps, firsts, folder, show)
+        probes += [value.numpy() for value in plan(features_of(corpus, segments[0]))]
+    work = work_key(corpus, segments, texts, fingerprint(tokenizer), text_encoder.name, *probes)
+    with atomic_folder(out, work, "encoded.json") as folder, ProgressBars(progress) as show:
+        write_tokens(corpus, tokenizer, segments, steps, firsts, folder, show)
         places = _write_texts(text_encoder, texts, folder, show)
         if plan is not None:
             _write_plans(corpus, plan, segments, folder, show)
@@ -121,7 +118,7 @@ def encode_corpus(
             "frames_per_token": per_token,
             "vocab_size": int(tokenizer.vocab_size),
             "groups": int(tokenizer.tokens_per_step),
-            "tokenizer": {"config": _plain(tokenizer.config), "sha256": fingerprint(tokenizer)},
+            "tokenizer": {"config": plain_values(tokenizer.config), "sha256": fingerprint(tokenizer)},
             "text_encoder": {"name": text_encoder.name, "dim": int(text_encoder.dim)},
             "plan": plan is not None,
             "segments": len(segments),
@@ -135,104 +132,6 @@ def encode_corpus(
         }
         (folder / "encoded.json").write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return EncodedCorpus.open(out)
-
-
-def _work(corpus: Corpus, segments: list[_Segment], texts: list[str], *more: Any) -> str:
-    """What is being made of a corpus: partial work of the same is continued."""
-    digest = hashlib.sha256(repr((stamp(corpus.path), corpus.ids, segments, texts, __version__)).encode())
-    for part in more:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-    return digest.hexdigest()
-
-
-def fingerprint(model: Any) -> str:
-    """SHA-256 of a model's weights, or of what decides its tokens where it has none: says whether tokens were made by it."""
-    from vadis.tokenizers.dsft.tokenizer import DSFTTokenizer
-
-    if isinstance(model, DSFTTokenizer):
-        return model.hash
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _plain(config: Any) -> Any:
-    return json.loads(json.dumps(asdict(config) if is_dataclass(config) else dict(config)))  # type: ignore[arg-type]
-
-
-def _segments(
-    corpus: Corpus, least: int, most: int | None, captionless: bool = False
-) -> tuple[list[str], list[_Segment], dict[str, int]]:
-    """The different sentences, the segments they speak of, and counts of what was left out.
-
-    With `captionless` a clip that nothing is said of is one segment without sentences.
-    """
-    from vadis.text_encoders import MAX_CHARACTERS
-
-    ids: dict[str, int] = {}
-    segments: list[_Segment] = []
-    left_out: Counter[str] = Counter()
-    slack = SLACK * corpus.fps
-    for row, captions in enumerate(corpus.column("captions")):
-        frames = int(corpus.frames[row])
-        spans: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
-        for c in captions:
-            text = " ".join(c["text"].split())
-            if not text or len(text) > MAX_CHARACTERS:
-                left_out["captions empty or too long"] += 1
-                continue
-            a, b = round(c["start"] * corpus.fps), round(c["end"] * corpus.fps)
-            if b <= a or (a <= slack and b >= frames - slack):
-                a, b = 0, frames
-            spans[max(a, 0), min(b, frames)].append((text, c["kind"]))
-        if not spans and captionless:
-            spans[0, frames] = []
-        left_out["clips without captions"] += not spans
-        for (a, b), said in sorted(spans.items()):
-            if b - a < least:
-                left_out["segments too short"] += 1
-            elif most and b - a > most:
-                left_out["segments too long"] += 1
-            else:
-                numbers = tuple(ids.setdefault(text, len(ids)) for text, _ in said)
-                segments.append(_Segment(row, a, b - a, numbers, tuple(kind for _, kind in said)))
-    return list(ids), segments, {k: v for k, v in left_out.items() if v}
-
-
-def _features(corpus: Corpus, segment: _Segment) -> Tensor:
-    return corpus.frames_of(segment.row, segment.first, segment.first + segment.frames)
-
-
-def _write_tokens(
-    corpus: Corpus,
-    tokenizer: Any,
-    segments: list[_Segment],
-    steps: list[int],
-    firsts: np.ndarray,
-    folder: Path,
-    show: Any,
-) -> None:
-    groups = int(tokenizer.tokens_per_step)
-    kind = np.uint16 if tokenizer.vocab_size <= 65_536 else np.uint32
-    out = np.empty((int(firsts[-1]), groups), kind)  # not a mapped file: on a full disk that kills the process
-    order = sorted(range(len(segments)), key=lambda i: segments[i].frames)  # equal lengths share a call
-    was_training = tokenizer.training
-    tokenizer.eval()
-
-    def make(part: list[int]) -> list[np.ndarray]:
-        clips = [_features(corpus, segments[i]) for i in part]
-        padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-        tokens = tokenizer.encode(padded, lengths=[len(c) for c in clips]).cpu()
-        return [tokens[k, : steps[i]].reshape(steps[i], groups).numpy().astype(kind) for k, i in enumerate(part)]
-
-    with Parts(folder, "tokens") as parts:
-        for start in show(range(0, len(order), ROWS), "motion tokens"):
-            part = order[start : start + ROWS]
-            for i, tokens in zip(part, parts.take(lambda part=part: make(part)), strict=True):
-                out[firsts[i] : firsts[i] + steps[i]] = tokens
-    tokenizer.train(was_training)
-    np.save(folder / "tokens.npy", out)
 
 
 def _write_texts(encoder: Any, texts: list[str], folder: Path, show: Any) -> list[tuple[int, int]]:
@@ -266,9 +165,9 @@ def _write_texts(encoder: Any, texts: list[str], folder: Path, show: Any) -> lis
     return places
 
 
-def _write_plans(corpus: Corpus, plan: PlanFunction, segments: list[_Segment], folder: Path, show: Any) -> None:
-    def make(segment: _Segment) -> list[np.ndarray]:
-        value, mask = plan(_features(corpus, segment))
+def _write_plans(corpus: Corpus, plan: PlanFunction, segments: list[Segment], folder: Path, show: Any) -> None:
+    def make(segment: Segment) -> list[np.ndarray]:
+        value, mask = plan(features_of(corpus, segment))
         return [np.ascontiguousarray(x.numpy(), kind) for x, kind in ((value, np.float32), (mask, bool))]
 
     with (
@@ -287,27 +186,6 @@ def _write_plans(corpus: Corpus, plan: PlanFunction, segments: list[_Segment], f
                     page = np.lib.format.header_data_from_array_1_0(array)
                     np.lib.format.write_array_header_1_0(file, page | {"shape": (len(segments), *array.shape)})
                 file.write(array.tobytes())
-
-
-class _Progress:
-    """`show(iterable, title)` iterates with a bar on stderr."""
-
-    def __init__(self, active: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self._bar = Progress(console=console, disable=not (active and console.is_terminal), transient=True)
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, items: Any, title: str, total: int | None = None) -> Any:
-        return self._bar.track(items, total=total if total is not None else len(items), description=title)
 
 
 _AGAIN = "Encode the corpus again."

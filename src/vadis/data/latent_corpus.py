@@ -26,8 +26,8 @@ from torch import Tensor
 
 from vadis import __version__
 from vadis.data.corpus import Corpus
-from vadis.data.encoded_corpus import ROWS, _Progress, _segments, fingerprint
 from vadis.data.parts import Parts
+from vadis.data.segments import ROWS, ProgressBars, find_segments, fingerprint
 from vadis.data.tables import Kind, Single, check_spans, is_finite, read_array, read_lists, read_page, read_table
 from vadis.errors import FileError, VadisError
 from vadis.files import atomic_folder, stamp
@@ -188,7 +188,7 @@ def extract_latents(
         Parts(folder, "latents") as steps,
         Parts(folder, "plans") as plan_steps,
         Parts(folder, "vectors") as vector_steps,
-        _Progress(progress) as show,
+        ProgressBars(progress) as show,
     ):
         for path, corpus in opened.items():
             _check(tokenizer, corpus)
@@ -269,7 +269,7 @@ def _encode(
 ) -> tuple[list[dict[str, Any]], np.ndarray, list[tuple[int, int]]]:
     """Rows of the index, the latents of one corpus, and the clip and its first frame of every row."""
     per = int(tokenizer.frames_per_token)
-    sentences, segments, reasons = _segments(corpus, per, None)
+    sentences, segments, reasons = find_segments(corpus, per, None)
     left_out.update(reasons)
     by_clip = defaultdict(list)
     for segment in segments:

@@ -22,19 +22,18 @@ import torch
 from pydantic import Field
 
 from vadis.data.corpus import Corpus
-from vadis.data.encoded_corpus import (
-    ENCODED_COLUMNS,
-    ROWS,
-    EncodedPage,
-    _features,
-    _plain,
-    _Progress,
-    _Segment,
-    _segments,
-    _work,
-    _write_tokens,
-)
+from vadis.data.encoded_corpus import ENCODED_COLUMNS, EncodedPage
 from vadis.data.parts import Parts
+from vadis.data.segments import (
+    ROWS,
+    ProgressBars,
+    Segment,
+    features_of,
+    find_segments,
+    plain_values,
+    work_key,
+    write_tokens,
+)
 from vadis.data.tables import check_spans, read_array, read_lists, read_page, read_table
 from vadis.errors import FileError, ModelError, VadisError
 from vadis.files import apart, atomic_folder
@@ -84,19 +83,19 @@ def tokenize_corpus(
     unit = LENGTH_STEP if streams else int(tokenizer.frames_per_token)
     least = max(unit, 8, round(min_seconds * corpus.fps))
     most = round(max_seconds * corpus.fps) if max_seconds else None
-    texts, segments, left_out = _segments(corpus, least, most, captionless)
+    texts, segments, left_out = find_segments(corpus, least, most, captionless)
     if not segments:
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "it has no clips"
         raise VadisError(f"nothing of {corpus.path} can be tokenised: {reasons}.")
-    work = _work(corpus, segments, texts, MotionTokenizerFacts.of(tokenizer))
-    with atomic_folder(out, work, "tokens.json") as folder, _Progress(progress) as show:
+    work = work_key(corpus, segments, texts, MotionTokenizerFacts.of(tokenizer))
+    with atomic_folder(out, work, "tokens.json") as folder, ProgressBars(progress) as show:
         if streams:
             base, steps = _write_streams(corpus, tokenizer, segments, folder, show)
         else:
             steps = [s.frames // unit for s in segments]
             base = [0] * len(steps)
             firsts = np.concatenate([[0], np.cumsum(steps)])
-            _write_tokens(corpus, tokenizer, segments, steps, firsts, folder, show)
+            write_tokens(corpus, tokenizer, segments, steps, firsts, folder, show)
         shares = Counter(s.row for s in segments)
         columns = {name: corpus.column(name) for name in ("clip", "split", "group", "source", "licence", "weight")}
         rows = [
@@ -147,7 +146,7 @@ def _stream_row(encoded: Encoded) -> np.ndarray:
 
 
 def _write_streams(
-    corpus: Corpus, tokenizer: Any, segments: list[_Segment], folder: Path, show: Any
+    corpus: Corpus, tokenizer: Any, segments: list[Segment], folder: Path, show: Any
 ) -> tuple[list[int], list[int]]:
     """DSFT ids of every segment, written in order; returns how many are Base, and how many in all, of each."""
     from dataclasses import replace
@@ -156,8 +155,8 @@ def _write_streams(
         segments[i] = replace(segment, frames=segment.frames // LENGTH_STEP * LENGTH_STEP)
     base, count, pieces = [], [], []
 
-    def make(part: list[_Segment]) -> list[np.ndarray]:
-        made = tokenizer.encode_batch([_features(corpus, s) for s in part])
+    def make(part: list[Segment]) -> list[np.ndarray]:
+        made = tokenizer.encode_batch([features_of(corpus, s) for s in part])
         return [np.array([len(e.base_ids) for e in made]), *map(_stream_row, made)]
 
     with Parts(folder, "tokens") as parts:
@@ -190,7 +189,7 @@ def _write_pages(
         "streams": tokenizer.two_streams,
         "grouped": tokenizer.grouped,
         "parts": list(tokenizer.parts),
-        "tokenizer": {"facts": asdict(MotionTokenizerFacts.of(tokenizer)), "config": _plain(tokenizer.config)},
+        "tokenizer": {"facts": asdict(MotionTokenizerFacts.of(tokenizer)), "config": plain_values(tokenizer.config)},
         "segments": len(rows),
         "steps": int(firsts[-1]),
         "sentences": len(texts),

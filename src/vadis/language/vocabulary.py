@@ -43,7 +43,7 @@ class MotionTokenizerFacts:
     @classmethod
     def of(cls, tokenizer: Any) -> "MotionTokenizerFacts":
         """The facts of a motion tokenizer; facts are returned as they are."""
-        from vadis.data.encoded_corpus import fingerprint
+        from vadis.data.segments import fingerprint
 
         if isinstance(tokenizer, cls):
             return tokenizer

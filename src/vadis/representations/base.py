@@ -62,7 +62,7 @@ class Representation(ABC):
             wanted = "(T, " if ndim == 2 else "(..., T, "
             raise ShapeError(
                 f"{self.name} features have the shape {wanted}{self.dim}); this array is {tuple(x.shape)}."
-                f"{_width_hint(x.shape[-1] if x.ndim else 0, self.dim)}"
+                f"{width_hint(x.shape[-1] if x.ndim else 0, self.dim)}"
             )
         if x.shape[-2] == 0:
             raise ShapeError(f"{self.name} features need at least one frame; this array is {tuple(x.shape)}.")
@@ -115,7 +115,7 @@ def frozen(slices: dict[str, slice]) -> Mapping[str, slice]:
     return MappingProxyType(slices)
 
 
-def _width_hint(width: int, expected: int) -> str:
+def width_hint(width: int, expected: int) -> str:
     known = {263: "hml263", 251: "kit251", 272: "ms272", 276: "vimogen276", 135: "smpl135"}
     if width == expected or width not in known:
         return ""

@@ -139,7 +139,8 @@ def pipeline_of(recipe: Any, weights: Path, wanted: MotionEvaluation) -> Any:
     import vadis
 
     if recipe.task == "generator":
-        from vadis.data.encoded_corpus import EncodedCorpus, fingerprint
+        from vadis.data.encoded_corpus import EncodedCorpus
+        from vadis.data.segments import fingerprint
         from vadis.pipelines.load import load_tokenizer
         from vadis.pipelines.text_to_motion import GenerationConfig, TextToMotionPipeline
 

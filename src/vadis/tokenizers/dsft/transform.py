@@ -16,7 +16,7 @@ from torch import Tensor
 from vadis.errors import ShapeError, VadisError
 from vadis.motion import Motion
 from vadis.representations import names, representation
-from vadis.representations.base import _width_hint
+from vadis.representations.base import width_hint
 from vadis.sizes import CONFIG, FrameRate, Name
 from vadis.tokenizers.dsft.split import SplitSpec, split_for
 from vadis.tokenizers.frequency import cosine_basis
@@ -211,7 +211,7 @@ class DSFTTransform:
             width = x.shape[-1] if x.ndim else 0
             raise ShapeError(
                 f"{self.representation} features have the shape (T >= 1, {self.config.feature_dim}); this array is {x.shape}."
-                f"{_width_hint(width, self.config.feature_dim)}"
+                f"{width_hint(width, self.config.feature_dim)}"
             )
         x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
